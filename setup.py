@@ -1,0 +1,5 @@
+"""Installs trainwright; the metadata stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

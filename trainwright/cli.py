@@ -1,0 +1,84 @@
+"""The front door: `trainwright VERB ...`. Verbs are imported when called, so help needs no torch."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from trainwright.errors import TrainwrightError
+
+
+class Verb(NamedTuple):
+    """A verb's line in the help and the function ``module:name`` that takes its recipe."""
+
+    help: str
+    target: str
+    example: str
+
+
+VERBS = {
+    "train": Verb("train a model from a recipe", "trainwright.trainers.train:train", "trainwright train"),
+    "data": Verb(
+        "fetch and index a recipe's data, and show what the stream looks like",
+        "trainwright.trainers.data.describe:describe",
+        "trainwright data data=text data.paths=[book.txt]",
+    ),
+}
+
+
+def usage() -> str:
+    """The text of ``trainwright --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    examples = "\n".join(f"  {verb.example}" for verb in VERBS.values())
+    return (
+        "Usage: trainwright VERB [recipe=NAME] [key=value ...] [--debug]\n\n"
+        f"Verbs:\n{verbs}\n\nExamples:\n{examples}\n  trainwright train --help\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the process's exit status (see docs/architecture.md for the table)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if words[0] == "--version":
+        from trainwright import __version__
+
+        print(f"trainwright {__version__}")
+        return 0
+    try:
+        _run(words[0], words[1:])
+    except TrainwrightError as error:
+        if debug:
+            raise
+        print(f"trainwright: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("trainwright: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(name: str, words: list[str]) -> None:
+    from trainwright.errors import BadRequest
+
+    if name not in VERBS:
+        raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
+    from trainwright.configs.compose import run_with_recipe
+    from trainwright.configs.schema import Recipe
+
+    module, function = VERBS[name].target.split(":")
+
+    def job(recipe: Recipe) -> None:
+        verb: Callable[[Recipe], None] = getattr(import_module(module), function)
+        verb(recipe)
+
+    # Hydra reads its words from sys.argv and, unless asked not to, swallows tracebacks that we translate.
+    sys.argv = [f"trainwright {name}", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    run_with_recipe(job, words)

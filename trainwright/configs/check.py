@@ -1,0 +1,175 @@
+"""What a recipe must satisfy beyond its types, checked whole before anything is allocated.
+
+Each check yields sentences; all that apply are reported together.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceConfig
+from trainwright.errors import BadRequest
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise BadRequest with every sentence that a check has to say."""
+    said = [sentence for check in CHECKS for sentence in check(recipe)]
+    if said:
+        raise BadRequest("; ".join(said))
+
+
+def _words(recipe: Recipe) -> Iterator[str]:
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for item in fields(node):
+            value, key = getattr(node, item.name), prefix + item.name
+            words = item.metadata.get("one_of")
+            if words and value not in words:
+                yield f"{key} takes {' or '.join(words)}, not {value!r}"
+            elif is_dataclass(value):
+                yield from walk(value, key + ".")
+            elif isinstance(value, dict):
+                for name, entry in value.items():
+                    yield from walk(entry, f"{key}.{name}.")
+
+    yield from walk(recipe, "")
+
+
+POSITIVE = (
+    "model.vocab_size model.hidden_size model.intermediate_size model.num_hidden_layers "
+    "model.num_attention_heads model.num_key_value_heads model.head_dim model.max_position_embeddings "
+    "data.max_piece_bytes data.lanes data.prefetch train.seq_len train.steps train.epochs "
+    "train.global_batch_size train.micro_batch_size train.validate_every train.validate_sequences "
+    "optim.decay_steps checkpoint.every checkpoint.keep monitor.every "
+    "parallel.dp_replicate parallel.tp parallel.pp parallel.ep"
+).split()
+
+
+def _signs(recipe: Recipe) -> Iterator[str]:
+    for key in POSITIVE:
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None and value < 1:
+            yield f"{key}={value} must be at least 1"
+
+
+def _divides(number: int, by: int, number_key: str, by_key: str) -> Iterator[str]:
+    """A sentence where `by` doesn't divide `number`, with the nearest values of `by` that would."""
+    if by < 1 or number < 1 or number % by == 0:
+        return
+    fits = [d for d in range(1, number + 1) if number % d == 0]
+    near = sorted(sorted(fits, key=lambda d: abs(d - by))[:2])
+    yield f"{by_key}={by} doesn't divide {number_key}={number}; {' and '.join(map(str, near))} would"
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    model: ModelConfig = recipe.model
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    if model.head_dim is None:
+        yield from _divides(model.hidden_size, heads, "model.hidden_size", "model.num_attention_heads")
+    if kv_heads is not None:
+        yield from _divides(heads, kv_heads, "model.num_attention_heads", "model.num_key_value_heads")
+    head_dim = model.head_dim or model.hidden_size // max(heads, 1)
+    if head_dim % 2:
+        yield f"the head dimension {head_dim} must be even for rotary embeddings: change model.head_dim"
+    if recipe.train.seq_len > model.max_position_embeddings:
+        yield (
+            f"train.seq_len={recipe.train.seq_len} is above "
+            f"model.max_position_embeddings={model.max_position_embeddings}; lower one or raise the other"
+        )
+    if model.pretrained is not None and not Path(model.pretrained).expanduser().is_dir():
+        yield f"model.pretrained={model.pretrained} is not a folder"
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    yield from _divides(
+        train.global_batch_size, train.micro_batch_size, "train.global_batch_size", "train.micro_batch_size"
+    )
+    lanes = recipe.data.lanes
+    if lanes and train.global_batch_size % lanes and lanes % train.global_batch_size:
+        yield (
+            f"train.global_batch_size={train.global_batch_size} is neither a multiple nor a divisor of "
+            f"data.lanes={lanes}; {lanes} would be"
+        )
+    if train.steps is None and train.epochs is None:
+        yield "a run needs an end: give train.steps or train.epochs"
+
+
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    optim, steps = recipe.optim, recipe.optim.decay_steps or recipe.train.steps
+    before_decay = optim.warmup_steps + optim.constant_steps
+    if optim.schedule != "constant" and steps is not None and before_decay > steps:
+        yield (
+            f"optim.warmup_steps + optim.constant_steps = {before_decay} is more than the {steps} steps of "
+            "the schedule; lower them or raise train.steps"
+        )
+    if optim.min_lr > optim.lr:
+        yield f"optim.min_lr={optim.min_lr} is above optim.lr={optim.lr}"
+    if optim.clip is not None and optim.clip <= 0:
+        yield f"optim.clip={optim.clip} must be above 0; optim.clip=null switches clipping off"
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    data: DataConfig = recipe.data
+    named = {f"data.mix.{name}": source for name, source in data.mix.items()} or {"data": data}
+    if data.mix and data.paths:
+        yield "give data.paths or data.mix, not both"
+    for key, source in named.items():
+        yield from _source(key, source)
+        if source.streaming and recipe.data.validation.fraction:
+            yield f"{key}.streaming=true can't hold documents out: give data.validation.paths instead"
+    for path in data.validation.paths:
+        yield from _missing("data.validation.paths", path)
+    if not 0 <= data.validation.fraction < 1:
+        yield f"data.validation.fraction={data.validation.fraction} must be at least 0 and below 1"
+    if data.tokenizer.path is not None:
+        yield from _missing("data.tokenizer.path", data.tokenizer.path)
+    elif data.tokenizer.vocab_size > recipe.model.vocab_size:
+        yield (
+            f"model.vocab_size={recipe.model.vocab_size} is smaller than the tokenizer's "
+            f"data.tokenizer.vocab_size={data.tokenizer.vocab_size}; raise the one or lower the other"
+        )
+
+
+def _source(key: str, source: SourceConfig) -> Iterator[str]:
+    if source.weight <= 0:
+        yield f"{key}.weight={source.weight} must be above 0"
+    if source.format == "stdlib":
+        return
+    if not source.paths:
+        yield f"{key}.paths is empty: name the files, folders or globs of format {source.format}"
+    if source.format != "hub":
+        for path in source.paths:
+            yield from _missing(f"{key}.paths", path)
+    if source.streaming and source.format != "hub":
+        yield f"{key}.streaming=true goes with format hub, not {source.format}"
+
+
+def _missing(key: str, path: str) -> Iterator[str]:
+    expanded = Path(path).expanduser()
+    is_glob = any(mark in path for mark in "*?[")
+    if is_glob and not any(Path(expanded.anchor or ".").glob(str(expanded.relative_to(expanded.anchor)))):
+        yield f"{key}: no file matches {path}"
+    elif not is_glob and not expanded.exists():
+        yield f"{key}: {path} doesn't exist"
+
+
+def _layout(recipe: Recipe) -> Iterator[str]:
+    degrees = recipe.parallel
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    product, said = 1, []
+    for axis in ("dp_replicate", "dp_shard", "tp", "pp", "ep"):
+        degree = getattr(degrees, axis)
+        if degree > 1:
+            product *= degree
+            said.append(f"parallel.{axis}={degree}")
+    if world % product:
+        yield f"{' x '.join(said)} needs a multiple of {product} ranks and this run has {world}"
+    elif world > 1:
+        yield f"this version trains in one process and was started on {world} ranks: start one"
+
+
+CHECKS = (_words, _signs, _model, _batch, _schedule, _sources, _layout)

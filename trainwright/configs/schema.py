@@ -1,0 +1,178 @@
+"""The typed schema of a recipe: every key, its type, its default and what it means.
+
+The YAML files beside this module fill it in and nothing else reads YAML. Field names are the keys of
+the command line (``train.seq_len=512``). Where a string key takes one of a few words, they stand in the
+field's metadata and `trainwright.configs.check` holds the recipe to them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def one_of(*words: str) -> Any:
+    """A string field that takes one of `words`; the first is the default."""
+    return field(default=words[0], metadata={"one_of": words})
+
+
+@dataclass
+class RunConfig:
+    name: str | None = None  # folder below run.dir; the recipe's name and a short hash unless given
+    dir: str = "runs"
+
+
+@dataclass
+class RopeScaling:
+    """Llama 3.1's frequency scaling (Transformers' `rope_scaling`, `rope_type: llama3`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass
+class ModelConfig:
+    """A decoder's shape, under Transformers' names."""
+
+    family: str = one_of("llama")
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None  # num_attention_heads unless given (GQA when fewer)
+    head_dim: int | None = None  # hidden_size / num_attention_heads unless given
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    coalesce: bool = True  # store q, k, v as one matrix and gate, up as one; the initial values don't change
+    pretrained: str | None = None  # a Hugging Face folder whose weights the run starts from
+
+
+@dataclass
+class SourceConfig:
+    """One source of documents and how to cut it into them."""
+
+    format: str = one_of("text", "stdlib", "jsonl", "arrow", "parquet", "hub")
+    paths: list[str] = field(default_factory=list)  # files, folders or globs; for hub: the data set's name
+    pattern: str = "*"  # which files of a folder
+    document: str = one_of("file", "blank_line", "line")  # text: what a document is
+    text_key: str = "text"  # jsonl, arrow, parquet, hub: the field that holds the text
+    subset: str | None = None  # hub: the data set's configuration
+    split: str = "train"  # hub
+    streaming: bool = False  # hub: read shards over the network instead of fetching them first
+    on_error: str = one_of("refuse", "skip")  # a file that isn't UTF-8, a broken JSON line
+    weight: float = 1.0  # share of the tokens among several sources
+
+
+@dataclass
+class TokenizerConfig:
+    path: str | None = None  # a tokenizer.json or a folder with one; trained on the data unless given
+    vocab_size: int = 4096  # of the byte-level BPE that is trained
+    train_bytes: int = 8_000_000  # how much text it is trained on
+
+
+@dataclass
+class ValidationConfig:
+    fraction: float = 0.0  # share of the documents held out of training
+    paths: list[str] = field(default_factory=list)  # or files of their own, read like the training source
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    mix: dict[str, SourceConfig] = field(default_factory=dict)  # several sources, by name, instead of paths
+    max_piece_bytes: int = 65536  # longer documents are cut at whitespace
+    lanes: int | None = None  # train.global_batch_size unless given
+    document_mask: bool = True  # tokens attend to their own document only
+    prefetch: int = 4  # batches made ahead of the step
+    cache_dir: str = "~/.cache/trainwright"  # indexes and trained tokenizers
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+@dataclass
+class TrainConfig:
+    seq_len: int = 256
+    steps: int | None = 1000
+    epochs: int | None = None  # stop after so many passes over the data, if train.steps doesn't come first
+    global_batch_size: int = 8  # sequences in an optimizer step
+    micro_batch_size: int = 8  # sequences in one forward and backward of one rank
+    activation_checkpointing: str = one_of("none", "selective", "full")
+    compile: bool = False
+    validate_every: int | None = None  # steps; also at the end wherever there is validation data
+    validate_sequences: int = 64
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule: linear warm-up, a constant phase, then decay to `min_lr`."""
+
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    constant_steps: int = 0
+    schedule: str = one_of("cosine", "linear", "constant")
+    decay_steps: int | None = None  # the step at which min_lr is reached; the last step unless given
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: str = one_of("matrices", "all")  # which parameters weight decay acts on
+    clip: float | None = 1.0  # the global gradient norm is held below this
+
+
+@dataclass
+class PrecisionConfig:
+    mode: str = one_of("fp32", "mixed")  # mixed: bf16 compute over fp32 master weights and optimizer state
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees of parallelism; their product is the number of ranks."""
+
+    dp_replicate: int = 1
+    dp_shard: int = -1  # -1: what is left
+    tp: int = 1
+    sp: bool | None = None  # on with tp unless given
+    pp: int = 1
+    ep: int = 1
+    zero: int = 3
+    engine: str = one_of("fsdp2")
+
+
+@dataclass
+class CheckpointConfig:
+    every: int | None = None  # steps; the last step is always saved
+    keep: int = 2  # how many of the newest to keep
+
+
+@dataclass
+class MonitorConfig:
+    every: int = 1  # console: print each N-th step
+    tensorboard: bool = True
+    wandb: bool = False
+    mlflow: bool = False
+    project: str = "trainwright"  # W&B's project, MLflow's experiment
+    sample_prompt: str | None = None  # text that the model continues at the end of the run
+    sample_tokens: int = 120
+
+
+@dataclass
+class Recipe:
+    """A whole run."""
+
+    seed: int = 0
+    platform: str = one_of("auto", "cpu", "cuda")
+    resume: str = "auto"  # auto: the newest checkpoint of the run; none: afresh; or a checkpoint's folder
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)

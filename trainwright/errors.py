@@ -1,0 +1,19 @@
+"""The errors that end a run, each with the exit status that an orchestrator acts on."""
+
+
+class TrainwrightError(Exception):
+    """An error that is one sentence with the fix; the command line prints it without a traceback."""
+
+    status = 1
+
+
+class RunFailed(TrainwrightError):
+    """The run broke for a reason outside the recipe and may succeed when tried again."""
+
+    status = 1
+
+
+class BadRequest(TrainwrightError):
+    """The recipe, a file or a flag is wrong: trying again without a change can't succeed."""
+
+    status = 2

@@ -1,0 +1,27 @@
+"""What the stream gives to the loop."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+IGNORE = -100  # a position without a target, as in PyTorch's cross-entropy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's sequences of one rank, and where its lanes stand after them.
+
+    tokens: (lanes, seq_len) int64.
+    targets: (lanes, seq_len) int64, the next token of the same document, IGNORE where there is none.
+    documents: (lanes, seq_len) int32, the number of each token's document within its sequence: 0, 1, 2, ...
+    cursor: (lanes, width) int64, the lanes' state after this batch, to go into the checkpoint with it.
+    ended: every lane is past its last epoch; nothing in the batch has a target.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor
+    cursor: np.ndarray
+    epoch: float
+    ended: bool = False
