@@ -1,0 +1,68 @@
+"""Causal attention in which packed documents don't see each other, by the kernels that a device has.
+
+The platform names the kernel that a model trains with; decoding always uses `Sdpa`.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class AttentionKernel(Protocol):
+    """What attends, and what it needs to know of the documents, made once a batch for all layers."""
+
+    def mask(self, documents: Tensor) -> Any:
+        """What keeps documents apart; `documents` is (batch, length), non-decreasing."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        """Attend causally: q (batch, heads, length, head_dim), k and v with their own number of heads.
+
+        `mask` None: each sequence is one document.
+        """
+
+
+class Sdpa:
+    """PyTorch's scaled dot-product attention with a boolean mask: every device has it."""
+
+    def mask(self, documents: Tensor) -> Tensor:
+        """(batch, 1, length, length) bool: true where a query may see a key."""
+        same = documents.unsqueeze(-1) == documents.unsqueeze(-2)
+        return same.tril_().unsqueeze(1)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        # With fewer queries than keys (decoding) `is_causal` would align them at the wrong end.
+        causal = mask is None and q.shape[-2] == k.shape[-2]
+        if q.shape[1] != k.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+class Flex:
+    """FlexAttention, compiled: skips the blocks between documents (CUDA)."""
+
+    def __init__(self) -> None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        self._attend = torch.compile(flex_attention, dynamic=False)
+
+    def mask(self, documents: Tensor) -> Any:
+        """The block mask of causal attention within documents."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        batch, length = documents.shape
+
+        def visible(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (documents[b, query] == documents[b, key])
+
+        return create_block_mask(visible, batch, None, length, length, device=str(documents.device))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        if mask is None:
+            return Sdpa()(q, k, v, None)
+        attended: Tensor = self._attend(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        return attended
+
+
+KERNELS: dict[str, type[Sdpa] | type[Flex]] = {"sdpa": Sdpa, "flex": Flex}

@@ -1,0 +1,168 @@
+"""Llama 2 and 3 (arXiv 2307.09288, 2407.21783): ordinary modules, on one device, of any dtype.
+
+Shapes in comments: B batch, T length, D hidden size, G KV heads, R query heads a KV head, K head dim.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainwright.configs.schema import ModelConfig
+from trainwright.models.attention import AttentionKernel, Sdpa
+from trainwright.models.cross_entropy import linear_cross_entropy
+from trainwright.models.kv_cache import LayerCache
+from trainwright.models.rope import inverse_frequencies, rope_tables, rotate
+from trainwright.models.storage import gate_up_block, head_dim, kv_heads
+from trainwright.models.swiglu import coalesced_swiglu
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Linear(nn.Linear):
+    """A bias-free projection whose values come from `init_weights`, not from its constructor."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Embedding(nn.Embedding):
+    """An embedding whose values come from `init_weights`, not from its constructor."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary embeddings."""
+
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.head_dim = head_dim(config)
+        self.per_group = config.num_attention_heads // kv_heads(config)
+        self.kernel = kernel
+        width = config.num_attention_heads * self.head_dim
+        kv_width = kv_heads(config) * self.head_dim
+        if config.coalesce:
+            self.qkv_proj = Linear(config.hidden_size, width + 2 * kv_width)
+        else:
+            self.q_proj = Linear(config.hidden_size, width)
+            self.k_proj = Linear(config.hidden_size, kv_width)
+            self.v_proj = Linear(config.hidden_size, kv_width)
+        self.coalesce = config.coalesce
+        self.o_proj = Linear(width, config.hidden_size)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); with a cache, T counts the new tokens only."""
+        if self.coalesce:
+            groups = self.qkv_proj(x).unflatten(-1, (-1, self.per_group + 2, self.head_dim))  # B T G R+2 K
+            groups = groups.permute(0, 2, 3, 1, 4)  # B G R+2 T K
+            qk, v = rotate(groups[:, :, :-1].contiguous(), *rope), groups[:, :, -1]
+            q, k = qk[:, :, :-1].flatten(1, 2), qk[:, :, -1]
+        else:
+            q, k, v = (
+                proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # B heads T K
+                for proj in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            q, k = rotate(q.contiguous(), *rope), rotate(k.contiguous(), *rope)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        attended = self.kernel(q, k, v, mask)  # B heads T K
+        projected: Tensor = self.o_proj(attended.transpose(1, 2).flatten(-2))
+        return projected
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.coalesce = config.coalesce
+        self.block = gate_up_block(config.intermediate_size)
+        if config.coalesce:
+            self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        else:
+            self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+            self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        if self.coalesce:
+            activated = coalesced_swiglu(self.gate_up_proj(x), self.block)
+        else:
+            activated = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        projected: Tensor = self.down_proj(activated)
+        return projected
+
+
+class Block(nn.Module):
+    """One decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, kernel)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Head(Linear):
+    """Logits, or with targets the summed loss without ever holding all logits."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(B, T, D) to logits (B, T, vocabulary), or to a float32 scalar in nats."""
+        if targets is None:
+            return F.linear(x, self.weight)
+        return linear_cross_entropy(x, self.weight, targets)
+
+
+class Llama(nn.Module):
+    """A Llama decoder. Its weights hold nothing until `init_weights` or a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.kernel = kernel or Sdpa()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, self.kernel) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.angles = inverse_frequencies(config)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        targets: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Logits (B, T, vocabulary) of `tokens` (B, T); with `targets` (B, T) the summed loss in nats.
+
+        documents: (B, T) non-decreasing numbers; tokens attend within their own. None: one a sequence.
+        cache: what earlier tokens left, one entry a layer; it takes these in.
+
+        Positions count from the sequence's start also where a document starts later: rotary attention
+        depends on differences of positions only.
+        """
+        x = self.embed_tokens(tokens)
+        start = 0 if cache is None else cache[0].length
+        rope = rope_tables(self.angles.to(x.device), start, tokens.shape[1], x.dtype)
+        mask = None if documents is None else self.kernel.mask(documents)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, mask, None if cache is None else cache[index])
+        result: Tensor = self.lm_head(self.norm(x), targets)
+        return result
+
+
+def build(config: ModelConfig, kernel: AttentionKernel | None = None) -> Llama:
+    """The model with memory for its weights but no values in it (under a meta device: no memory)."""
+    return Llama(config, kernel)
