@@ -1,0 +1,28 @@
+"""events.jsonl: one JSON object for each thing that happened, over all the starts of a run."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainwright.trainers.observers.base import Observer
+from trainwright.trainers.observers.jsonl import to_line
+
+
+class EventsFile(Observer):
+    """Appends `{"time": ..., "event": ..., **fields}` to `events.jsonl`; nothing is ever taken out of it.
+
+    `time` is ISO-8601 in UTC with milliseconds. Events are rare, so the file is opened for each: it needs no
+    start and no stop, and an event from before the first or after the last step is kept too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "events.jsonl"
+
+    def on_event(self, event: str, fields: dict[str, object]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = to_line({"time": time, "event": event, **fields}) + "\n"
+        with self.path.open("ab+") as file:
+            # A line that a kill tore stays, as a line of its own, so that it can't spoil this one.
+            if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                line = "\n" + line
+            file.write(line.encode())

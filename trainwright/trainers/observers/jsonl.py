@@ -1,0 +1,48 @@
+"""JSON lines: one object a line, in plain JSON, readable after a kill in the middle of a line."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def to_line(record: Mapping[str, object]) -> str:
+    """`record` as one line without its newline.
+
+    Floats keep every digit (`float(text)` gives the same bits back). JSON has no NaN and no infinity: they
+    become null, so null means "measured, and not finite", and a value that wasn't measured has no key.
+    What JSON doesn't know (a path) becomes its string.
+    """
+    return json.dumps(_plain(record), allow_nan=False, default=str)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line of `path` with its object; nothing where there is no file.
+
+    What isn't an object is passed over: a kill leaves half a line, a power cut leaves zeros.
+    """
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict):
+                yield line.rstrip("\n"), record
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
