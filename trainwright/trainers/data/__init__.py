@@ -1,0 +1,1 @@
+"""The data stream: sources, lanes, packing, and the batches that the loop takes."""
