@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainwright.trainers.observers.base import Observer
-from trainwright.trainers.observers.jsonl import to_line
+from trainwright.trainers.observers.json_lines import to_line
 
 
 class EventsFile(Observer):

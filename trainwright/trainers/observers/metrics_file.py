@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
-from trainwright.trainers.observers.jsonl import read_lines, to_line
+from trainwright.trainers.observers.json_lines import read_lines, to_line
 
 # The order of a line's keys; a metric that isn't here comes after them.
 METRICS = (

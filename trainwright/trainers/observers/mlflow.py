@@ -6,7 +6,7 @@ from typing import Any
 
 from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
-from trainwright.trainers.observers.jsonl import to_line
+from trainwright.trainers.observers.json_lines import to_line
 from trainwright.trainers.observers.tracking import flat, run_id, tracker
 
 TAG = "trainwright.run"

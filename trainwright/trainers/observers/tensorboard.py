@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
-from trainwright.trainers.observers.jsonl import to_line
+from trainwright.trainers.observers.json_lines import to_line
 
 
 class TensorBoard(Observer):

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainwright.trainers.observers.jsonl import read_lines, to_line
+from trainwright.trainers.observers.json_lines import read_lines, to_line
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
