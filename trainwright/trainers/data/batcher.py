@@ -7,7 +7,8 @@ import torch
 
 from trainwright.errors import BadRequest
 from trainwright.trainers.data.batch import Batch
-from trainwright.trainers.data.lane import Lane, row_width
+from trainwright.trainers.data.cursor import GIVEN, IDENTITY
+from trainwright.trainers.data.lane import Lane
 from trainwright.trainers.data.packing import pack
 from trainwright.trainers.data.refill import Refill
 from trainwright.trainers.data.source import Source
@@ -17,11 +18,6 @@ from trainwright.trainers.data.tokenizer import Tokenizer
 def owned_lanes(lanes: int, rank: int, ranks: int) -> range:
     """The contiguous lanes of a data-parallel rank, dealt as evenly as they go."""
     return range(rank * lanes // ranks, (rank + 1) * lanes // ranks)
-
-
-def first_cursor(lanes: int, sources: int) -> np.ndarray:
-    """The whole cursor of a stream that hasn't begun: (lanes, width) int64."""
-    return np.zeros((lanes, row_width(sources)), dtype=np.int64)
 
 
 class Batcher:
@@ -61,16 +57,17 @@ class Batcher:
         self._sequences, self._turns = max(1, batch_size // lanes), max(1, lanes // batch_size)
         # How much the lanes of each turn have given: the turn that is due is the one that gave least, so that
         # it follows from the cursor also where the batch size has changed.
-        self._given = [int(cursor[turn :: self._turns, -1].sum()) for turn in range(self._turns)]
+        self._given = [int(cursor[turn :: self._turns, GIVEN].sum()) for turn in range(self._turns)]
         self._per_turn = lanes // self._turns * self._sequences
 
-        ends = [None if epochs is None else epochs * source.pieces for source in sources]
+        ends = [None if not (epochs and source.pieces) else epochs * source.pieces for source in sources]
         weights = [source.weight for source in sources]
         own = owned_lanes(lanes, rank, ranks)
-        self._lanes = [Lane(number, lanes, weights, ends, cursor[number]) for number in own]
+        self._lanes = [Lane(number, lanes, weights, ends, cursor[number, :IDENTITY]) for number in own]
         self._cursor = cursor[own.start : own.stop].copy()
         self._refill = Refill(sources, tokenizer, self._lanes)
-        self._pieces_per_epoch = sum(source.pieces for source in sources) * len(own) / lanes
+        known = sum(source.pieces or 0 for source in sources)
+        self._epochs_per_piece = lanes / (known * len(own)) if known else 0.0
         self._sources = len(sources)
 
     def next(self) -> Batch:
@@ -82,14 +79,14 @@ class Batcher:
         self._fill(lanes, width)
         rows = [lane.give(self._sequences) for lane in lanes]
         for lane in lanes:
-            self._cursor[lane.number - self._lanes[0].number] = lane.row()
+            self._cursor[lane.number - self._lanes[0].number, :IDENTITY] = lane.row()
         packed = pack(rows, width, self._seq_len, self._tokenizer.eos, self._document_mask)
         return Batch(
             tokens=torch.from_numpy(packed.tokens),
             targets=torch.from_numpy(packed.targets),
             documents=torch.from_numpy(packed.documents),
             cursor=self._cursor.copy(),
-            epoch=float(self._cursor[:, : self._sources].sum() / self._pieces_per_epoch),
+            epoch=float(self._cursor[:, : self._sources].sum() * self._epochs_per_piece),
             ended=all(lane.ended for lane in self._lanes),
         )
 

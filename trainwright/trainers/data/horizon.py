@@ -3,7 +3,8 @@
 import math
 
 from trainwright.configs.schema import Recipe
-from trainwright.trainers.data.source import Source, open_sources
+from trainwright.trainers.data.opening import open_sources
+from trainwright.trainers.data.source import Source
 from trainwright.trainers.data.tokenizer import Tokenizer, first_pieces
 
 SAMPLE = 1 << 20  # bytes
@@ -17,7 +18,7 @@ def horizon(recipe: Recipe, tokenizer: Tokenizer) -> int | None:
     epochs, train = recipe.train.epochs, recipe.train
     if epochs is None:
         return None
-    tokens = sum(source.bytes * tokens_per_byte(source, tokenizer) for source in open_sources(recipe))
+    tokens = sum(source.total_bytes * tokens_per_byte(source, tokenizer) for source in open_sources(recipe))
     return max(1, math.ceil(epochs * tokens / (train.global_batch_size * train.seq_len)))
 
 

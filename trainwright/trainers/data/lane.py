@@ -1,7 +1,6 @@
 """One lane: which piece comes next, and where in it the next sequence begins.
 
-A lane's state is a row of int64: for each source the pieces finished and the tokens in them, then the
-source of the piece in progress, the offset into it (0: none is in progress) and the sequences given.
+Its state is a row of the cursor, without the identity (`trainwright.trainers.data.cursor`).
 """
 
 from collections import deque
@@ -10,11 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 fill the unit interval evenly at every count
-
-
-def row_width(sources: int) -> int:
-    """How many integers a lane's state has."""
-    return 2 * sources + 3
 
 
 class Lane:

@@ -9,11 +9,11 @@ from typing import Self
 import numpy as np
 
 from trainwright.configs.schema import Recipe
-from trainwright.errors import BadRequest
 from trainwright.trainers.data.batch import Batch
-from trainwright.trainers.data.batcher import Batcher, first_cursor
+from trainwright.trainers.data.batcher import Batcher
+from trainwright.trainers.data.cursor import check_cursor, identity_of, new_cursor
 from trainwright.trainers.data.horizon import horizon
-from trainwright.trainers.data.source import open_sources
+from trainwright.trainers.data.opening import open_sources
 from trainwright.trainers.data.tokenizer import Tokenizer
 from trainwright.trainers.data.validation import open_validation
 
@@ -33,15 +33,11 @@ def open_stream(
     Raises:
         BadRequest: data that can't be read, or a cursor that isn't of this data.
     """
-    sources = open_sources(recipe)
+    sources = open_sources(recipe, lanes=None if cursor is None else len(cursor))
     if cursor is None:
-        cursor = first_cursor(recipe.data.lanes or recipe.train.global_batch_size, len(sources))
-    wanted = first_cursor(1, len(sources)).shape[1]
-    if cursor.ndim != 2 or cursor.shape[1] != wanted:
-        raise BadRequest(
-            f"the checkpoint's data cursor has rows of {cursor.shape[-1]} numbers and this recipe's "
-            f"{len(sources)} sources need {wanted}: resume with the sources of the checkpoint's data.mix"
-        )
+        lanes = recipe.data.lanes or recipe.train.global_batch_size
+        cursor = new_cursor(lanes, len(sources), identity_of(recipe, sources))
+    check_cursor(cursor, recipe, sources)
     batcher = Batcher(
         sources,
         tokenizer,

@@ -15,7 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
-from trainwright.trainers.data.source import Piece, Source, open_sources
+from trainwright.trainers.data.opening import open_sources
+from trainwright.trainers.data.source import Piece, Source
 
 END = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # every byte, and the end of text
@@ -54,10 +55,13 @@ class Tokenizer:
         """The ids of pieces: each after BOS, where there is one, and EOS where a document ends."""
         encodings = self.inner.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
         first = [] if self.bos is None else [self.bos]
-        return [
-            np.array([*first, *encoding.ids, *([self.eos] if piece.ends else [])], dtype=self.dtype)
-            for encoding, piece in zip(encodings, pieces, strict=True)
-        ]
+        out = []
+        for encoding, piece in zip(encodings, pieces, strict=True):
+            ids = encoding.ids  # a new list at each look
+            if piece.ends:
+                ids.append(self.eos)
+            out.append(np.array(first + ids if first else ids, dtype=self.dtype))
+        return out
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, special tokens included."""
@@ -174,13 +178,15 @@ def _sample(sources: list[Source], total: int) -> Iterator[str]:
 
 def first_pieces(source: Source, total: float) -> Iterator[Piece]:
     """The pieces that begin epoch 0, up to about `total` bytes (one at least)."""
-    taken = 0
-    for start in range(0, source.pieces, READ_AT_A_TIME):
-        for piece in source.read(np.arange(start, min(start + READ_AT_A_TIME, source.pieces))):
+    taken = start = 0
+    while taken < total and (source.pieces is None or start < source.pieces):
+        end = start + READ_AT_A_TIME
+        for piece in source.read(np.arange(start, end if source.pieces is None else min(end, source.pieces))):
             yield piece
             taken += len(piece.text.encode())
             if taken >= total:
                 return
+        start = end
 
 
 def _fingerprint(recipe: Recipe, sources: list[Source]) -> str:
@@ -188,7 +194,7 @@ def _fingerprint(recipe: Recipe, sources: list[Source]) -> str:
     configs: dict[str, Any] = {name: asdict(source) for name, source in data.mix.items()} or {
         "data": [data.format, data.paths, data.pattern, data.document, data.text_key, data.subset, data.split]
     }
-    sizes = [(source.pieces, source.bytes) for source in sources]
+    sizes = [(source.pieces, source.total_bytes) for source in sources]
     wanted = [data.tokenizer.vocab_size, data.tokenizer.train_bytes, recipe.seed, data.max_piece_bytes]
     return hashlib.sha256(json.dumps([configs, sizes, wanted]).encode()).hexdigest()[:24]
 

@@ -9,8 +9,10 @@ import torch
 
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.data.batch import IGNORE, Batch
-from trainwright.trainers.data.batcher import Batcher, first_cursor
-from trainwright.trainers.data.source import Source, open_source, open_sources
+from trainwright.trainers.data.batcher import Batcher
+from trainwright.trainers.data.cursor import new_cursor
+from trainwright.trainers.data.opening import open_source, open_sources
+from trainwright.trainers.data.source import Source
 from trainwright.trainers.data.tokenizer import Tokenizer
 
 LANES = 16  # how many documents are read side by side; a constant, so that the recipe decides nothing here
@@ -44,11 +46,11 @@ def open_validation(
 
 def _sequences(recipe: Recipe, tokenizer: Tokenizer, sources: list[Source]) -> Iterator[Batch]:
     """The sequences, one to a batch, in the order of a stream of LANES lanes over one epoch."""
-    lanes = min(LANES, sum(source.pieces for source in sources), recipe.train.validate_sequences)
+    lanes = min(LANES, sum(source.pieces or 0 for source in sources), recipe.train.validate_sequences)
     batcher = Batcher(
         sources,
         tokenizer,
-        first_cursor(lanes, len(sources)),
+        new_cursor(lanes, len(sources)),
         batch_size=lanes,
         seq_len=recipe.train.seq_len,
         epochs=1,

@@ -11,7 +11,8 @@ import numpy as np
 
 from trainwright.configs.schema import SourceConfig
 from trainwright.errors import BadRequest
-from trainwright.trainers.data.sources.documents import Place
+from trainwright.trainers.data.sources.compressed import any_compressed, open_compressed
+from trainwright.trainers.data.sources.documents import Documents, Place
 from trainwright.trainers.data.sources.files import list_files
 from trainwright.trainers.data.sources.index import Index, cached_index, fingerprint
 
@@ -22,13 +23,24 @@ OPEN_FILES = 64  # kept mapped at a time
 Buffer = mmap.mmap | bytes
 
 
-def open_text(source: SourceConfig, place: Place) -> "TextDocuments":
-    """The documents of text files.
+def open_text(source: SourceConfig, place: Place) -> Documents:
+    """The documents of text files, plain or compressed.
 
     Raises:
         BadRequest: no files, or one that isn't UTF-8 with on_error=refuse.
     """
-    return index_text(list_files(source.paths, source.pattern, place.key), source, place)
+    files = list_files(source.paths, source.pattern, place.key)
+    if not any_compressed(files, place.key):
+        return index_text(files, source, place)
+
+    def split(file: Path, buffer: bytes) -> tuple[list[memoryview], int]:
+        found = _documents(file, buffer, source, place.key)
+        if found is None:
+            return [], 1
+        spans = zip(*(column.tolist() for column in found), strict=True)
+        return [memoryview(buffer)[start : start + length] for start, length in spans], 0
+
+    return open_compressed(files, split, place, "text", source.document, source.on_error)
 
 
 def index_text(files: list[Path], source: SourceConfig, place: Place) -> "TextDocuments":
@@ -68,15 +80,11 @@ def map_file(file: Path) -> Buffer:
 def _build(files: list[Path], source: SourceConfig, key: str) -> Index:
     starts, lengths, numbers, skipped = [], [], [], 0
     for number, file in enumerate(files):
-        buffer = map_file(file)
-        if (broken := first_broken_byte(buffer)) is not None:
-            if source.on_error == "refuse":
-                raise BadRequest(
-                    f"{file} isn't UTF-8 (byte {broken}): convert it or skip such files: {key}.on_error=skip"
-                )
+        found = _documents(file, map_file(file), source, key)
+        if found is None:
             skipped += 1
             continue
-        start, length = find_documents(buffer, source.document)
+        start, length = found
         starts.append(start)
         lengths.append(length)
         numbers.append(np.full(len(start), number, dtype=np.int32))
@@ -86,6 +94,19 @@ def _build(files: list[Path], source: SourceConfig, key: str) -> Index:
         "file": np.concatenate([np.empty(0, np.int32), *numbers]),
         "skipped": np.array([skipped]),
     }
+
+
+def _documents(
+    file: Path, buffer: Buffer, source: SourceConfig, key: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Starts and lengths of a file's documents; None for a file to skip."""
+    if (broken := first_broken_byte(buffer)) is None:
+        return find_documents(buffer, source.document)
+    if source.on_error == "refuse":
+        raise BadRequest(
+            f"{file} isn't UTF-8 (byte {broken}): convert it or skip such files: {key}.on_error=skip"
+        )
+    return None
 
 
 def first_broken_byte(buffer: Buffer) -> int | None:
