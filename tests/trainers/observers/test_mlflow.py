@@ -108,3 +108,12 @@ def test_a_missing_package_is_a_bad_request_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(BadRequest, match=r"monitor\.mlflow=true needs .*pip install 'trainwright\[track\]'"):
         MLflow()
+
+
+def test_a_server_that_is_gone_at_the_end_does_not_fail_the_run(store, drive, caplog):
+    def gone(*arguments):
+        raise Refusal("connection refused")
+
+    store.set_terminated = gone
+    drive(MLflow(), last=1)
+    assert "MLflow did not take the end of the run" in caplog.text

@@ -1,5 +1,6 @@
 """MLflow: the metrics and the events of a run, which a restart finds again."""
 
+import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -8,6 +9,8 @@ from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.observers.json_lines import to_line
 from trainwright.trainers.observers.tracking import flat, run_id, tracker
+
+log = logging.getLogger(__name__)
 
 TAG = "trainwright.run"
 LONGEST = 5000  # characters that MLflow takes in a tag; 6000 in a parameter
@@ -74,6 +77,9 @@ class MLflow(Observer):
 
     def on_stop(self, progress: Progress, reason: str) -> None:
         if self.client is not None:
-            self.mlflow.flush_async_logging()
-            self.client.set_terminated(self.run_id, "FINISHED" if reason == "done" else "FAILED")
+            try:
+                self.mlflow.flush_async_logging()
+                self.client.set_terminated(self.run_id, "FINISHED" if reason == "done" else "FAILED")
+            except self.mlflow.MlflowException:  # the run's own folder has all of it
+                log.warning("MLflow did not take the end of the run", exc_info=True)
             self.client = None
