@@ -10,7 +10,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from hydra import compose, initialize_config_module
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainwright.configs.check import check_recipe
+from trainwright.configs.hf_config import read_hf_config
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest, TrainwrightError
 
@@ -73,10 +75,21 @@ class _PastHydra(BaseException):
 
 def _to_recipe(config: DictConfig, recipe_name: str | None) -> Recipe:
     recipe = cast(Recipe, OmegaConf.to_object(config))
+    _take_from_pretrained(recipe)
     check_recipe(recipe)
     if recipe.run.name is None:
         recipe.run.name = default_run_name(recipe, recipe_name or "default")
     return recipe
+
+
+def _take_from_pretrained(recipe: Recipe) -> None:
+    """Let the folder `model.pretrained` decide the model's shape and, unless given, the tokenizer."""
+    folder = Path(recipe.model.pretrained or "").expanduser()
+    if recipe.model.pretrained is None or not folder.is_dir():  # check_recipe says what is wrong
+        return
+    recipe.model = replace(recipe.model, **read_hf_config(folder))
+    if recipe.data.tokenizer.path is None and (folder / "tokenizer.json").is_file():
+        recipe.data.tokenizer.path = str(folder)
 
 
 def default_run_name(recipe: Recipe, recipe_name: str) -> str:
