@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"trainwright {__version__}")
         return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        words = _completion_words(words)
     try:
         _run(words[0], words[1:])
     except TrainwrightError as error:
@@ -62,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("trainwright: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _completion_words(words: list[str]) -> list[str]:
+    """Hydra's completion script calls `trainwright -sc query=SHELL`, with the line typed in COMP_LINE.
+
+    Hydra knows of no verbs, so the verb is taken out of the line for it.
+    """
+    program, *typed = os.environ.get("COMP_LINE", "trainwright").split(" ")
+    verb = typed[0] if typed and typed[0] in VERBS else "train"
+    os.environ["COMP_LINE"] = " ".join([program, *(typed[1:] if verb in typed[:1] else typed)])
+    return [verb, *words]
 
 
 def _run(name: str, words: list[str]) -> None:
@@ -78,7 +91,4 @@ def _run(name: str, words: list[str]) -> None:
         verb: Callable[[Recipe], None] = getattr(import_module(module), function)
         verb(recipe)
 
-    # Hydra reads its words from sys.argv and, unless asked not to, swallows tracebacks that we translate.
-    sys.argv = [f"trainwright {name}", *words]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     run_with_recipe(job, words)

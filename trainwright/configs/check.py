@@ -99,13 +99,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:
-    optim, steps = recipe.optim, recipe.optim.decay_steps or recipe.train.steps
-    before_decay = optim.warmup_steps + optim.constant_steps
-    if optim.schedule != "constant" and steps is not None and before_decay > steps:
-        yield (
-            f"optim.warmup_steps + optim.constant_steps = {before_decay} is more than the {steps} steps of "
-            "the schedule; lower them or raise train.steps"
-        )
+    optim = recipe.optim
     if optim.min_lr > optim.lr:
         yield f"optim.min_lr={optim.min_lr} is above optim.lr={optim.lr}"
     if optim.clip is not None and optim.clip <= 0:

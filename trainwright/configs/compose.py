@@ -7,7 +7,9 @@ recipe is one sentence everywhere, before torch is imported or a process started
 import difflib
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -19,7 +21,7 @@ from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from trainwright.configs.check import check_recipe
@@ -40,17 +42,17 @@ def load_recipe(overrides: Sequence[str] = ()) -> Recipe:
         BadRequest: an unknown key or option, a value of the wrong type, or a recipe that can't run.
     """
     with plain_errors(overrides), initialize_config_module("trainwright.configs", version_base="1.3"):
-        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+        config = compose("config", overrides=hydra_words(overrides), return_hydra_config=True)
         name = config.hydra.runtime.choices.recipe
-        OmegaConf.set_readonly(config.hydra, False)
-        del config["hydra"]
+        with open_dict(config):
+            del config["hydra"]
         return _to_recipe(config, name)
 
 
 def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
     """Run `job` under Hydra's own command line: overrides, --cfg, --help, --multirun, completion.
 
-    `argv` is what follows the verb; Hydra reads it from `sys.argv`, which the caller has set.
+    `argv` is what follows the verb.
     """
 
     def entry(config: DictConfig) -> None:
@@ -59,6 +61,8 @@ def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
         except TrainwrightError as error:
             raise _PastHydra(error) from error
 
+    sys.argv = ["trainwright", *hydra_words(argv)]  # where Hydra reads its words
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it would swallow the tracebacks that we translate
     with plain_errors(argv):
         try:
             hydra_main(version_base="1.3", config_path="pkg://trainwright.configs", config_name="config")(entry)()
@@ -71,6 +75,11 @@ class _PastHydra(BaseException):
 
     def __init__(self, error: TrainwrightError) -> None:
         self.error = error
+
+
+def hydra_words(words: Sequence[str]) -> list[str]:
+    """`words` as Hydra takes them: it can't make a new entry of `data.mix` from ``data.mix.NAME.key=value``."""
+    return [re.sub(r"^data\.mix\.([^.=]+)\.([^.=]+)=(.*)$", r"++data.mix={\1:{\2:\3}}", word) for word in words]
 
 
 def _to_recipe(config: DictConfig, recipe_name: str | None) -> Recipe:
