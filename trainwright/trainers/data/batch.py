@@ -1,8 +1,9 @@
 """What the stream gives to the loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 IGNORE = -100  # a position without a target, as in PyTorch's cross-entropy
@@ -25,3 +26,19 @@ class Batch:
     cursor: np.ndarray
     epoch: float
     ended: bool = False
+
+    def sequences(self, start: int, end: int) -> "Batch":
+        """Sequences start..end-1 as a batch, such as a micro-batch."""
+        part = slice(start, end)
+        return replace(
+            self, tokens=self.tokens[part], targets=self.targets[part], documents=self.documents[part]
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            documents=self.documents.to(device, non_blocking=True),
+        )

@@ -4,24 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from trainwright.configs.schema import Recipe
+from trainwright.trainers.progress import Progress
+
+__all__ = ["Metrics", "Observer", "Observers", "Progress", "Run"]
 
 Metrics = dict[str, float]
-
-
-@dataclass
-class Progress:
-    """How far a run has come: the counters that a checkpoint keeps.
-
-    tokens: target tokens trained on so far.
-    cursor: the data lanes' state after the last batch trained on, (lanes, width) int64.
-    """
-
-    step: int
-    tokens: int
-    cursor: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,6 +44,10 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = observers
+
+    def emit(self, event: str, **fields: object) -> None:
+        """Tell every observer of an event."""
+        self.on_event(event, fields)
 
     def on_start(self, run: Run, progress: Progress) -> None:
         for observer in self.observers:

@@ -1,0 +1,75 @@
+"""Writing a checkpoint: into a folder of another name, renamed when all of it is on the disk."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+
+from trainwright.trainers.checkpoint.manifest import write_manifest
+from trainwright.trainers.progress import Progress
+
+PREFIX = "step_"
+STATE, PROGRESS, CONFIG = "state", "progress.json", "config.yaml"
+
+
+def save_checkpoint(
+    folder: Path, state: Mapping[str, Any], progress: Progress, config: str, *, keep: int
+) -> Path:
+    """Save `state` and `progress` as ``folder/step_00000100`` and drop all but the `keep` newest.
+
+    state: tensors by nested names, written as DCP shards; config: the text of config.yaml.
+
+    Raises:
+        OSError: the disk is full or gone; what was there before is untouched.
+    """
+    path = folder / f"{PREFIX}{progress.step:08d}"
+    partial = path.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / STATE).mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
+            dcp.save(dict(state), checkpoint_id=partial / STATE, no_dist=True)
+        (partial / PROGRESS).write_text(json.dumps(_progress_json(progress)) + "\n")
+        (partial / CONFIG).write_text(config)
+        write_manifest(partial)
+        _flush_to_disk(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+    _flush_to_disk(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run by step, oldest first, whether or not they are whole."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.suffix != ".partial")
+
+
+def _progress_json(progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "ended": progress.ended,
+        "cursor": progress.cursor.tolist(),
+    }
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """fsync everything below `folder`: a rename must not reach the disk before what it names."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or path.is_dir():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -1,0 +1,53 @@
+"""Saves the run every `checkpoint.every` steps and at its end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainwright.errors import RunFailed
+from trainwright.trainers.checkpoint.save import save_checkpoint
+from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
+
+
+class Checkpoints(Observer):
+    """A save that fails leaves the last good one, is said, and doesn't stop the run."""
+
+    def __init__(self, state_dict: Callable[[], dict[str, Any]], config: str) -> None:
+        self.state_dict = state_dict
+        self.config = config
+        self._saved_step = -1
+
+    def on_start(self, run: Run, progress: Progress) -> None:
+        self.run = run
+        self._saved_step = progress.step
+
+    def on_step(self, progress: Progress, metrics: Metrics) -> None:
+        every = self.run.recipe.checkpoint.every
+        if every is not None and progress.step % every == 0:
+            try:
+                self._save(progress)
+            except OSError as error:
+                self.run.emit("checkpoint_failed", step=progress.step, reason=str(error))
+
+    def save_last(self, progress: Progress) -> None:
+        """Save the end of the run, unless that has just been done.
+
+        Raises:
+            RunFailed: it can't be saved.
+        """
+        if progress.step == self._saved_step and not progress.ended:
+            return
+        try:
+            self._save(progress)
+        except OSError as error:
+            raise RunFailed(
+                f"the last checkpoint couldn't be saved ({error}): make room and start again, and the run "
+                "goes on from the one before"
+            ) from error
+
+    def _save(self, progress: Progress) -> None:
+        folder: Path = self.run.folder / "checkpoints"
+        keep = self.run.recipe.checkpoint.keep
+        path = save_checkpoint(folder, self.state_dict(), progress, self.config, keep=keep)
+        self._saved_step = progress.step
+        self.run.emit("checkpoint", step=progress.step, path=str(path))

@@ -1,0 +1,45 @@
+"""The `cuda` platform."""
+
+import os
+
+import torch
+
+from trainwright.trainers.platform.base import Platform
+
+# NVIDIA's data sheets: dense bf16 FLOP/s, by a part of the device's name.
+PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12}
+
+
+class Cuda(Platform):
+    """NVIDIA GPUs, one a process."""
+
+    name = "cuda"
+    backend = "nccl"
+    attention = "flex"
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+    def prepare(self) -> None:
+        """Take this rank's GPU, and TF32 for fp32 matrix multiplication."""
+        torch.cuda.set_device(self.device)
+        torch.set_float32_matmul_precision("high")
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        torch.cuda.synchronize(self.device)
+
+    def describe(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name(self.device)
+
+    def memory_gib(self) -> float:
+        """Peak memory that PyTorch's allocator reserved."""
+        return torch.cuda.max_memory_reserved(self.device) / 2**30
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        """The data sheet's bf16 rate; none for fp32, whose rate depends on TF32."""
+        if dtype != torch.bfloat16:
+            return None
+        name = self.describe()
+        return next((peak for part, peak in PEAK_BF16.items() if part in name), None)

@@ -1,0 +1,60 @@
+"""A run's folder: where it is, what its config.yaml says, and what happens to one that is there already."""
+
+import importlib.metadata
+import platform as host
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from trainwright import __version__
+from trainwright.configs.schema import Recipe
+from trainwright.errors import BadRequest
+
+PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datasets")
+
+# What the data cursor counts: another value of any of these and its numbers mean other documents.
+STREAM_KEYS = (
+    "seed train.seq_len data.format data.paths data.pattern data.document data.text_key data.subset data.split "
+    "data.on_error data.mix data.max_piece_bytes data.document_mask data.tokenizer data.validation"
+).split()
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """``run.dir/run.name``."""
+    assert recipe.run.name is not None
+    return Path(recipe.run.dir).expanduser() / recipe.run.name
+
+
+def config_text(recipe: Recipe, device: str) -> str:
+    """config.yaml: the resolved recipe, with the versions of everything that ran it."""
+    versions = {"trainwright": __version__, "python": host.python_version(), "device": device}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    return OmegaConf.to_yaml({**asdict(recipe), "versions": versions})
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Make room for a run that starts afresh: what is in `folder` moves to ``NAME.1``, ``NAME.2``, ..."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def check_same_stream(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint whose data cursor counts in another stream.
+
+    Raises:
+        BadRequest: the first key that differs, with both values.
+    """
+    before = OmegaConf.load(checkpoint / "config.yaml")
+    now = OmegaConf.create(asdict(recipe))
+    for key in STREAM_KEYS:
+        was, asked = OmegaConf.select(before, key), OmegaConf.select(now, key)
+        if was != asked:
+            raise BadRequest(
+                f"the checkpoint {checkpoint} was trained with {key}={was} and the recipe says {asked}, which "
+                "is another stream of data: keep the value, or start afresh with another run.name"
+            )

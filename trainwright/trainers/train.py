@@ -1,0 +1,147 @@
+"""The verb `train`: puts a run together, hands it to the loop, and ends it."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainwright.configs.schema import Recipe
+from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state, require_whole
+from trainwright.trainers.data.batch import IGNORE, Batch
+from trainwright.trainers.flops import training_flops_per_token
+from trainwright.trainers.loop import train_steps, validation_loss
+from trainwright.trainers.observers import build_observers
+from trainwright.trainers.observers.base import Observers, Run
+from trainwright.trainers.observers.checkpoint import Checkpoints
+from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.progress import Progress
+from trainwright.trainers.run_folder import check_same_stream, config_text, run_folder, set_aside
+from trainwright.trainers.steppers.eager import EagerStepper
+from trainwright.trainers.tasks.pretrain import Pretraining
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "mixed": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: `checkpoint` None is a fresh one."""
+
+    checkpoint: Path | None
+    progress: Progress
+    passed_over: list[tuple[Path, str]]
+
+
+def train(recipe: Recipe) -> None:
+    """Run `recipe` to its end, going on from its newest whole checkpoint.
+
+    Raises:
+        BadRequest: the data, the device, or a checkpoint that was named can't be used.
+        RunFailed: the last checkpoint can't be saved.
+    """
+    platform = choose_platform(recipe.platform)
+    platform.prepare()
+    folder = run_folder(recipe)
+    if recipe.resume == "none":
+        set_aside(folder)
+    start = find_start(recipe, folder)
+    if start.progress.ended or start.progress.step >= (recipe.train.steps or math.inf):
+        _say_finished(recipe, folder, start.progress)
+        return
+
+    task = Pretraining(recipe)
+    model = task.build_model(platform)
+    stepper = EagerStepper(model, task.loss, recipe, platform.device)
+    if start.checkpoint is not None:
+        read_state(start.checkpoint, stepper.state_dict())
+        stepper.weights.publish()
+    validation = task.open_validation()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_text(recipe, platform.describe())
+    (folder / "config.yaml").write_text(config)
+    checkpoints = Checkpoints(stepper.state_dict, config)
+    observers = Observers([*build_observers(recipe, folder), checkpoints])
+    parameters = sum(p.numel() for p in model.parameters())
+    run = Run(recipe, folder, task.total_steps(), parameters, observers.emit)
+    progress = start.progress
+
+    with task.open_stream(progress.cursor if start.checkpoint else None) as stream:
+        observers.on_start(run, progress)
+        _say_start(run, start, validation)
+        reason = "done"
+        try:
+            train_steps(
+                progress=progress,
+                stepper=stepper,
+                stream=stream,
+                validation=validation,
+                observer=observers,
+                platform=platform,
+                train=recipe.train,
+                optim=recipe.optim,
+                total_steps=run.total_steps,
+                flops_per_token=training_flops_per_token(recipe.model, recipe.train.seq_len),
+                peak_flops=platform.peak_flops(COMPUTE_DTYPE[recipe.precision.mode]),
+            )
+            if progress.ended and validation:
+                run.emit("validation", step=progress.step, val_loss=validation_loss(stepper, validation))
+            checkpoints.save_last(progress)
+            if sample := task.sample(model, platform.device):
+                run.emit("sample", step=progress.step, **sample)
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            run.emit("stop", step=progress.step, reason=reason)
+            observers.on_stop(progress, reason)
+    print(f"report={folder / 'report.html'}", flush=True)
+
+
+def find_start(recipe: Recipe, folder: Path) -> Start:
+    """The run's own newest whole checkpoint, else the one that `resume` names, else the beginning.
+
+    A run that was started from a named checkpoint and restarted by the same command goes on from where it
+    had come to, not from the named one again.
+
+    Raises:
+        BadRequest: the named checkpoint isn't whole, or is of another stream of data.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    path = newest_whole(folder / "checkpoints", lambda *fault: passed_over.append(fault))
+    if path is None and recipe.resume not in ("auto", "none"):
+        path = require_whole(Path(recipe.resume).expanduser())
+    if path is None:
+        return Start(None, Progress(0, 0, np.empty((0, 0), np.int64)), passed_over)
+    check_same_stream(recipe, path)
+    return Start(path, read_progress(path), passed_over)
+
+
+def _say_start(run: Run, start: Start, validation: list[Batch] | None) -> None:
+    for path, wrong in start.passed_over:
+        run.emit("checkpoint_passed_over", path=str(path), reason=wrong)
+    if start.checkpoint is None:
+        run.emit("start", parameters=run.parameters, folder=str(run.folder))
+    else:
+        run.emit("resume", step=start.progress.step, path=str(start.checkpoint))
+    if validation:
+        run.emit("unigram", nats=unigram_entropy(validation))
+
+
+def unigram_entropy(batches: list[Batch]) -> float:
+    """The entropy in nats of single target tokens: the loss of a model that only knows how often each is."""
+    targets = torch.cat([batch.targets.flatten() for batch in batches])
+    counts = torch.bincount(targets[targets != IGNORE]).double()
+    probabilities = counts[counts > 0] / counts.sum()
+    return float(-(probabilities * probabilities.log()).sum())
+
+
+def _say_finished(recipe: Recipe, folder: Path, progress: Progress) -> None:
+    why = "its data has ended" if progress.ended else "it is finished"
+    print(
+        f"{folder} is at step {progress.step} and {why}: go on with run.name={recipe.run.name} "
+        f"train.steps={2 * progress.step}, or start afresh with resume=none",
+        file=sys.stderr,
+    )
