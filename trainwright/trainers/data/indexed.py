@@ -35,7 +35,7 @@ class IndexedSource:
         self._documents, self._limit = documents, limit
         self._table = PieceTable(documents.lengths, limit, keep)
         self.pieces: int | None = self._table.count
-        self.total_bytes, self.documents = self._table.bytes, self._table.documents
+        self.total_bytes, self.documents = self._table.total_bytes, self._table.documents
         self.mean_bytes = self.total_bytes / max(self._table.count, 1)
         blocks = documents.blocks
         if blocks is not None:

@@ -59,13 +59,13 @@ class PieceTable:
         self, lengths: np.ndarray, limit: int, keep: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> None:
         odd, counts = [], []
-        self.bytes = self.documents = 0
+        self.total_bytes = self.documents = 0
         for first, chunk in _chunks(lengths):
             number = np.arange(first, first + len(chunk), dtype=np.int64)
             count = count_slices(chunk, limit)
             if keep is not None:
                 count = np.where(keep(number), count, 0)
-            self.bytes += int(chunk[count > 0].sum())
+            self.total_bytes += int(chunk[count > 0].sum())
             self.documents += int((count > 0).sum())
             odd.append(number[count != 1])
             counts.append(count[count != 1])

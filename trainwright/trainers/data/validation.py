@@ -31,7 +31,9 @@ def open_validation(
     """
     validation = recipe.data.validation
     if validation.paths:
-        sources = [open_source(recipe, "validation", replace(recipe.data, paths=validation.paths, mix={}))]
+        kind = "text" if recipe.data.format == "stdlib" else recipe.data.format  # the library has no paths
+        files = replace(recipe.data, format=kind, paths=validation.paths, mix={}, streaming=False)
+        sources = [open_source(recipe, "validation", files)]
     elif validation.fraction:
         sources = open_sources(recipe, "validation")
     else:

@@ -73,12 +73,17 @@ def _unzstd(file: Path) -> bytes:
         import zstandard
     except ImportError:
         raise BadRequest(f"{file} needs the package zstandard: pip install zstandard") from None
-    with file.open("rb") as opened:
+    rest, parts = file.read_bytes(), []
+    while rest:  # frame by frame: the library's reader takes a cut-off frame for the end
+        frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            reader = zstandard.ZstdDecompressor().stream_reader(opened, read_across_frames=True)
-            return bytes(reader.read())
+            parts.append(frame.decompress(rest))
         except zstandard.ZstdError as error:
             raise RuntimeError(str(error)) from None
+        if not frame.eof:
+            raise EOFError("it ends in the middle of a frame")
+        rest = frame.unused_data
+    return b"".join(parts)
 
 
 DECOMPRESS = {".gz": _gunzip, ".zst": _unzstd}
