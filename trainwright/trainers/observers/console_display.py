@@ -1,8 +1,9 @@
 """A live display of a run, for a terminal."""
 
+from collections.abc import Iterable
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -11,8 +12,8 @@ from rich.text import Text
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.observers.time_left import TimeLeft, duration
 
-# What stands beside the bar: the metric, its label, its format.
-BESIDE = (
+# What stands below the bar: the metric, its label, its format.
+BELOW = (
     ("loss", "loss", ".4f"),
     ("val_loss", "val", ".4f"),
     ("tokens_per_s", "tok/s", ",.0f"),
@@ -20,20 +21,31 @@ BESIDE = (
 )
 
 
+class StepBar(Bar):
+    """Rich's progress bar with a line of values below it, so that both have room in 80 columns."""
+
+    values = Text()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.values:
+            yield self.values
+
+
 class ConsoleDisplay(Observer):
-    """A bar of steps with the newest values at the bottom; validated steps and events scroll above it."""
+    """A bar of steps and the newest values at the bottom; validated steps and events scroll above them."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.bar = Bar(
+        self.bar = StepBar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green", pulse_style="cyan"),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[left]}", style="dim"),
             console=Console(file=stream, highlight=False),
             expand=True,
             refresh_per_second=4,
         )
-        self.task = self.bar.add_task("", visible=False, values=Text())
+        self.task = self.bar.add_task("", visible=False, left="")
         self.time_left = TimeLeft(None)
         self.newest: Metrics = {}
 
@@ -48,7 +60,8 @@ class ConsoleDisplay(Observer):
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         self.newest |= metrics  # the last validation loss stays in sight
         left = self.time_left.after(progress.step)
-        self.bar.update(self.task, completed=progress.step, values=beside_the_bar(self.newest, left))
+        self.bar.values = below_the_bar(self.newest)
+        self.bar.update(self.task, completed=progress.step, left=f"{duration(left)} left" if left else "")
         if "val_loss" in metrics:
             values = f"loss {metrics['loss']:.4f}  val {metrics['val_loss']:.4f}"
             self._print(f"step {progress.step}", "", values)
@@ -71,12 +84,10 @@ class ConsoleDisplay(Observer):
         self.bar.console.print(Text(f"{name:<12}", "cyan").append(values, style), soft_wrap=True)
 
 
-def beside_the_bar(metrics: Metrics, seconds_left: float | None) -> Text:
-    """`loss 2.3450  val 2.4010  tok/s 12,345  lr 3.00e-04  left 4m10s`, without what isn't known."""
-    pairs = [(label, f"{metrics[name]:{spec}}") for name, label, spec in BESIDE if name in metrics]
-    if seconds_left:
-        pairs.append(("left", duration(seconds_left)))
-    text = Text()
-    for label, value in pairs:
-        text.append(f"  {label} ", "dim").append(value)
+def below_the_bar(metrics: Metrics) -> Text:
+    """`loss 2.3450  val 2.4010  tok/s 12,345  lr 3.00e-04`, without what isn't known."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, label, spec in BELOW:
+        if name in metrics:
+            text.append("  " if text else "").append(f"{label} ", "dim").append(f"{metrics[name]:{spec}}")
     return text
