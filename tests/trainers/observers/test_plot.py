@@ -104,6 +104,7 @@ def test_marks_a_reference_and_names_are_drawn_and_escaped():
     figure, data = draw(plot, 2, [Mark(1, "spike", "spike <b> at step 1")])
     for text in ("&lt;Loss&gt;", "n&amp;t", "&lt;i&gt;", "&lt;entropy&gt; 6.200", "spike &lt;b&gt; at step 1"):
         assert text in figure
+    assert not re.search(r"<Loss|n&t|<i>\d|<i>[^<]|<entropy|spike <b>", figure)
     assert 'class="mark spike"' in figure
     assert '<line class="reference"' in figure
     assert data["y"][1] > 6.2

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from trainwright.trainers.observers.report import EVENTS, Report, layout_words, render, write_report
-from trainwright.trainers.observers.run_folder import RunFolder, read_run
+from trainwright.trainers.observers.run_record import RunRecord, read_run
 
 CONFIG = """
 run: {name: my-run}
@@ -226,12 +226,23 @@ def test_events_of_an_earlier_run_in_the_folder_are_not_this_run(tmp_path, page)
     assert run.seconds == 30
 
 
+def test_a_validation_after_the_last_step_is_on_the_curve(tmp_path, page):
+    page(metrics=[line(1), line(2, val_loss=4.0), line(3)], events=[event("validation", step=3, val_loss=3.5)])
+    steps, values = read_run(tmp_path).column("val_loss")
+    assert (steps.tolist(), values.tolist()) == ([2, 3], [4.0, 3.5])
+
+
+def test_the_device_is_also_found_among_the_versions(page):
+    html = page("platform: auto\nversions: {device: a finer CPU}", [line(1)], [event("start", parameters=5)])
+    assert (figures(html)["Device"], figures(html)["Parameters"]) == ("a finer CPU", "5")
+
+
 @pytest.mark.parametrize(
     ("parallel", "ranks", "words"),
     [
         ({}, None, None),
         ({"dp_shard": -1, "tp": 1}, 1, "one rank"),
-        ({"dp_shard": -1, "tp": 1}, None, "dp_shard"),
+        ({"dp_shard": -1, "tp": 1}, None, "dp_shard over all ranks"),
         (
             {"dp_replicate": 2, "dp_shard": -1, "tp": 4, "pp": 2},
             64,
@@ -241,7 +252,7 @@ def test_events_of_an_earlier_run_in_the_folder_are_not_this_run(tmp_path, page)
 )
 def test_the_layout_in_words(parallel, ranks, words):
     start = {"event": "start", "world_size": ranks}
-    assert layout_words(RunFolder("", {"parallel": parallel}, "", {}, [start], {})) == words
+    assert layout_words(RunRecord("", {"parallel": parallel}, "", {}, [start], {})) == words
 
 
 def test_the_page_is_a_function_of_the_folder(tmp_path, whole):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 POINTS = 1500  # of a curve, at most
+DOTTED = 24  # points, up to which each has a dot
 GRAIN = 10_000  # units of a drawing's inner coordinates
 
 
@@ -144,11 +145,12 @@ def draw(plot: Plot, last_step: float, marks: Sequence[Mark] = ()) -> tuple[str,
     thinned = [(curve, *thin(curve.steps, curve.values)) for curve in curves]
     time = Axis(0, max(1.0, last_step))
     parts = [*_grid(time, axis), *_mark_lines(time, marks)]
+    above: list[str] = []
     if plot.reference:
         name, value = plot.reference
         height = _percent(1 - axis.at(value))
         parts.append(f'<line class="reference" x1="0" x2="100%" y1="{height}" y2="{height}"/>')
-        parts.append(f'<text class="reference" x="100%" y="{height}" dy="-6">{escape(name)} {value:.3f}</text>')
+        above.append(f'<text class="reference" x="100%" y="{height}" dy="-6">{escape(name)} {value:.3f}</text>')
     parts.append(f'<svg viewBox="0 0 {GRAIN} {GRAIN}" preserveAspectRatio="none" width="100%" height="100%">')
     parts += [
         f'<path class="curve {curve.style}" d="{_path(time.place(steps), axis.place(values))}"/>'
@@ -158,10 +160,11 @@ def draw(plot: Plot, last_step: float, marks: Sequence[Mark] = ()) -> tuple[str,
     parts += [
         f'<circle class="{curve.style}" cx="{_percent(x)}" cy="{_percent(1 - y)}" r="3.5"/>'
         for curve, steps, values in thinned
-        if len(steps) <= 60
+        if len(steps) <= DOTTED
         for x, y in zip(time.place(steps), axis.place(values), strict=True)
         if math.isfinite(y)
     ]
+    parts += above
     legend = "".join(
         f'<span class="key {curve.style}"><i></i>{escape(curve.name)} <b></b></span>' for curve in curves
     )

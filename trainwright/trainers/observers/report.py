@@ -14,14 +14,14 @@ import numpy as np
 from trainwright.trainers.observers.base import Metrics, Observer, Progress
 from trainwright.trainers.observers.page_style import SCRIPT, STYLE
 from trainwright.trainers.observers.plot import Curve, Mark, Plot, draw, running_median, short
-from trainwright.trainers.observers.run_folder import Column, Event, RunFolder, read_run
+from trainwright.trainers.observers.run_record import Column, Event, RunRecord, read_run
 from trainwright.trainers.observers.time_left import duration
 
 log = logging.getLogger(__name__)
 
 EVENTS = 300  # rows of the table, the newest
 MARKS = 200  # of one kind on the step axis
-NOT_MARKED = ("start", "sample", "unigram")  # they have no step, or the axis begins with it
+NOT_MARKED = ("start", "unigram", "validation", "sample")  # they begin the axis, or stand elsewhere on the page
 MARK_STYLES = {
     "checkpoint": "checkpoint",
     "resume": "resume",
@@ -85,26 +85,27 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(run: RunFolder) -> str:
+def render(run: RunRecord) -> str:
     """The page. Everything that the folder says is escaped on its way in."""
     name = escape(run.name)
     plots, data = _plots(run)
+    numbers = json.dumps(data, separators=(",", ":"))  # nothing in it but numbers and our own class names
     sections = (_header(run), _figures(run), plots, _sample(run), _goodput(run), _layout(run), _details(run))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(section for section in sections if section)
-        + f'\n<script type="application/json" id="data">{_json(data)}</script>\n'
+        + f'\n<script type="application/json" id="data">{numbers}</script>\n'
         f"<script>{SCRIPT}</script>\n</body></html>\n"
     )
 
 
-def _header(run: RunFolder) -> str:
+def _header(run: RunRecord) -> str:
     total = run.section("train").get("steps")
     steps = f"step {run.last_step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
     last = run.events[-1] if run.events else {}
-    reason = str(last.get("reason", "stopped")) if last.get("event") == "stop" else None
+    reason = str(last.get("reason", "stopped")).rstrip(": ") if last.get("event") == "stop" else None
     if reason == "done":
         style, outcome = "good", "Done"
     elif reason is not None:
@@ -119,7 +120,7 @@ def _header(run: RunFolder) -> str:
     )
 
 
-def _figures(run: RunFolder) -> str:
+def _figures(run: RunRecord) -> str:
     """The row of key figures; one that isn't known is left out."""
     figures: list[tuple[str, str, str]] = []
 
@@ -157,18 +158,16 @@ def _figures(run: RunFolder) -> str:
     return f"<dl>{items}</dl>"
 
 
-def layout_words(run: RunFolder) -> str | None:
+def layout_words(run: RunRecord) -> str | None:
     """`dp_shard 4 × tp 2`: the axes of more than one rank; None where the recipe isn't known."""
     degrees = _degrees(run)
     if not degrees:
         return None
     split = [f"{axis} {degree}" for axis, degree in degrees.items() if degree not in (1, "all")]
-    return " × ".join(split) or (
-        "one rank" if 1 in degrees.values() and "all" not in degrees.values() else "dp_shard"
-    )
+    return " × ".join(split) or ("dp_shard over all ranks" if "all" in degrees.values() else "one rank")
 
 
-def _degrees(run: RunFolder) -> dict[str, int | str]:
+def _degrees(run: RunRecord) -> dict[str, int | str]:
     """The degree of each axis; dp_shard=-1 is what the others leave, `all` where the ranks aren't known."""
     parallel = run.section("parallel")
     degrees: dict[str, int | str] = {
@@ -183,7 +182,7 @@ def _degrees(run: RunFolder) -> dict[str, int | str]:
     return degrees
 
 
-def _plots(run: RunFolder) -> tuple[str, list[dict[str, Any]]]:
+def _plots(run: RunRecord) -> tuple[str, list[dict[str, Any]]]:
     loss, nats = run.column("loss"), _newest_number(run.of_kind("unigram"), "nats")
     validation = Curve("validation", "second", *run.column("val_loss"))
     plots = [
@@ -239,7 +238,7 @@ def _noisy(name: str, column: Column) -> list[Curve]:
     return [Curve(name, "raw", steps, values), median]
 
 
-def _marks(run: RunFolder) -> Iterator[Mark]:
+def _marks(run: RunRecord) -> Iterator[Mark]:
     steps, losses = run.column("loss")
     happened: list[tuple[str, float]] = [
         (str(event.get("event")), event["step"])
@@ -253,7 +252,7 @@ def _marks(run: RunFolder) -> Iterator[Mark]:
             yield Mark(step, MARK_STYLES.get(kind, "event"), f"{kind} at step {step:,}")
 
 
-def _sample(run: RunFolder) -> str:
+def _sample(run: RunRecord) -> str:
     samples = run.of_kind("sample")
     if not samples:
         return ""
@@ -265,7 +264,7 @@ def _sample(run: RunFolder) -> str:
     )
 
 
-def _goodput(run: RunFolder) -> str:
+def _goodput(run: RunRecord) -> str:
     """Where the time went, as one bar."""
     total = sum(run.goodput.values())
     if not total:
@@ -283,7 +282,7 @@ def _goodput(run: RunFolder) -> str:
     return f'<h2>Where the time went</h2><div class="bar">{bar}</div><div class="legend causes">{keys}</div>'
 
 
-def _layout(run: RunFolder) -> str:
+def _layout(run: RunRecord) -> str:
     parallel = {**run.section("parallel"), **_degrees(run)}
     rows = "".join(
         f'<tr><td>{escape(key)}</td><td class="narrow">{escape(_word(value))}</td>'
@@ -296,7 +295,7 @@ def _layout(run: RunFolder) -> str:
     return f"<h2>Layout</h2><table><tr><th>Axis</th><th>Degree</th><th>Cuts up</th></tr>{rows}</table>"
 
 
-def _details(run: RunFolder) -> str:
+def _details(run: RunRecord) -> str:
     """What a reader looks up rather than reads, folded away."""
     parts = []
     if run.events:
@@ -341,8 +340,3 @@ def _word(value: object) -> str:
 def _newest_number(events: list[Event], key: str) -> float | None:
     numbers = [event[key] for event in events if type(event.get(key)) in (int, float)]
     return float(numbers[-1]) if numbers else None
-
-
-def _json(data: object) -> str:
-    """JSON that can't end the script element it stands in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,9 +1,10 @@
 """What a run's folder says about the run, read back: whatever is missing or torn is passed over."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ Column = tuple[np.ndarray, np.ndarray]  # the steps that have a metric, and its 
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunRecord:
     """A run as its files tell it; what they don't tell is empty."""
 
     name: str
@@ -51,11 +52,8 @@ class RunFolder:
 
     def fact(self, *names: str) -> Any:
         """What the start or the configuration says under the first of `names` that either knows."""
-        places = [
-            *reversed([*self.of_kind("start"), *self.of_kind("resume")]),
-            self.config,
-            self.section("run"),
-        ]
+        said = [*self.of_kind("start"), *self.of_kind("resume")]
+        places = [*reversed(said), self.section("versions"), self.section("run"), self.config]
         known = (place[name] for name in names for place in places if place.get(name) is not None)
         return next(known, None)
 
@@ -67,18 +65,22 @@ class RunFolder:
         return max(between, float(np.nansum(self.column("step_time_s")[1]))) or None
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> RunRecord:
     """Read `config.yaml`, `metrics.jsonl`, `events.jsonl` and `goodput.json`, those that are there."""
     config_file = folder / "config.yaml"
     config = _config(config_file)
     run = config.get("run")
     name = run.get("name") if isinstance(run, dict) else None
-    return RunFolder(
+    events = _this_run([record for _, record in read_lines(folder / "events.jsonl")])
+    # What is measured after the last step has no line in metrics.jsonl: the event says it.
+    late = [event for event in events if event.get("event") == "validation"]
+    metrics = (record for _, record in read_lines(folder / "metrics.jsonl"))
+    return RunRecord(
         name=str(name or folder.resolve().name),
         config=config,
         config_text=config_file.read_text(encoding="utf-8", errors="replace") if config_file.exists() else "",
-        columns=_columns(record for _, record in read_lines(folder / "metrics.jsonl")),
-        events=_this_run([record for _, record in read_lines(folder / "events.jsonl")]),
+        columns=_columns(chain(metrics, late)),
+        events=events,
         goodput=_goodput(folder / "goodput.json"),
     )
 
@@ -91,7 +93,7 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
 
 
-def _columns(records: Iterator[dict[str, Any]]) -> dict[str, Column]:
+def _columns(records: Iterable[dict[str, Any]]) -> dict[str, Column]:
     steps: dict[str, list[int]] = {}
     values: dict[str, list[float]] = {}
     for record in records:
