@@ -52,7 +52,7 @@ line { stroke-width: 1; shape-rendering: crispEdges; }
 .curve.raw { stroke-width: 1; opacity: .5; }
 circle { fill: var(--c); stroke: var(--paper); stroke-width: 1.5; }
 line.reference { stroke: var(--quiet); stroke-dasharray: 5 4; } .area text.reference {
-  text-anchor: end; paint-order: stroke; stroke: var(--paper); stroke-width: 5px; }
+  text-anchor: end; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .mark line { stroke: var(--m); opacity: .5; } .mark rect { fill: var(--m);
   transform: translate(-3.5px, -3.5px); }
 .mark.checkpoint line, .mark.stop line { display: none; } .mark.resume line { stroke-dasharray: 3 3;

@@ -228,4 +228,4 @@ def _percent(share: float) -> str:
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values]
