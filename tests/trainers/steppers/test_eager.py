@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+
+from trainwright.configs.compose import load_recipe
+from trainwright.configs.schema import Recipe
+from trainwright.models.init import init_weights
+from trainwright.models.llama import Llama
+from trainwright.trainers.data.batch import IGNORE, Batch
+from trainwright.trainers.steppers.eager import EagerStepper
+
+TINY = [
+    "model.vocab_size=64",
+    "data.tokenizer.vocab_size=64",
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "model.num_hidden_layers=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    "train.seq_len=16",
+]
+
+
+def tiny_recipe(*overrides: str) -> Recipe:
+    return load_recipe([*TINY, *overrides])
+
+
+def tiny_batch(seed: int = 0) -> Batch:
+    """Four sequences that differ in how many targets they have."""
+    words = torch.randint(0, 64, (4, 17), generator=torch.Generator().manual_seed(seed))
+    targets = words[:, 1:].clone()
+    targets[0, 3:] = IGNORE
+    return Batch(words[:, :-1], targets, torch.zeros(4, 16, dtype=torch.int32), np.zeros((4, 1), np.int64), 0.0)
+
+
+def stepper(recipe: Recipe) -> EagerStepper:
+    model = Llama(recipe.model)
+    init_weights(model, recipe.model, recipe.seed)
+    return EagerStepper(model, lambda m, b: m(b.tokens, b.documents, b.targets), recipe, torch.device("cpu"))
+
+
+def targets_of(batch: Batch) -> int:
+    return int((batch.targets != IGNORE).sum())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_gradients_are_those_of_the_mean_over_all_target_tokens(size: int):
+    batch = tiny_batch()
+    ours = stepper(tiny_recipe(f"train.micro_batch_size={size}"))
+    loss = ours.forward_backward(batch, targets_of(batch)) / targets_of(batch)
+
+    reference = Llama(tiny_recipe().model)
+    init_weights(reference, tiny_recipe().model, 0)
+    logits = reference(batch.tokens)
+    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+    mean.backward()
+    torch.testing.assert_close(loss, mean)
+    for name, weight in ours.weights.by_name.items():
+        torch.testing.assert_close(weight.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["fp32", "mixed"])
+def test_an_update_is_adamw_with_the_gradients_clipped_to_the_global_norm(mode: str):
+    recipe = tiny_recipe(f"precision={mode}", "optim.decay=all")
+    ours, batch = stepper(recipe), tiny_batch()
+    ours.forward_backward(batch, targets_of(batch))
+    copies = [w.detach().clone().requires_grad_() for w in ours.weights.by_name.values()]
+    for copy, weight in zip(copies, ours.weights.by_name.values(), strict=True):
+        assert weight.grad is not None
+        copy.grad = weight.grad.clone()
+    norm = torch.nn.utils.clip_grad_norm_(copies, 0.01)
+    assert norm > 0.01
+    torch.testing.assert_close(ours.grad_norm(), norm)
+    torch.optim.AdamW(copies, lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1).step()
+    ours.update(0.1, 0.01)
+    for copy, weight in zip(copies, ours.weights.by_name.values(), strict=True):
+        torch.testing.assert_close(weight, copy, rtol=1e-5, atol=1e-6)
+        assert weight.grad is None
+
+
+def test_weight_decay_spares_the_vectors_unless_asked():
+    for decay, moves in (("matrices", False), ("all", True)):
+        ours = stepper(tiny_recipe(f"optim.decay={decay}"))
+        for weight in ours.weights.by_name.values():
+            weight.grad = torch.zeros_like(weight)
+        ours.update(0.1, None)
+        norm, matrix = ours.weights.by_name["norm.weight"], ours.weights.by_name["layers.0.mlp.down_proj.weight"]
+        assert bool((norm != 1).any()) is moves
+        assert matrix.norm() < stepper(tiny_recipe()).weights.by_name["layers.0.mlp.down_proj.weight"].norm()
+
+
+def test_a_skipped_update_changes_nothing_but_drops_the_gradients():
+    ours, batch = stepper(tiny_recipe()), tiny_batch()
+    before = {name: weight.detach().clone() for name, weight in ours.weights.by_name.items()}
+    ours.forward_backward(batch, targets_of(batch))
+    ours.update(0.1, 1.0, skip=True)
+    for name, weight in ours.weights.by_name.items():
+        assert torch.equal(weight, before[name])
+        assert weight.grad is None
+        assert ours.optimizer.state[weight]["step"] == 0
+
+
+def test_micro_batches_accumulate_in_fp32_under_mixed_precision():
+    ours, batch = stepper(tiny_recipe("precision=mixed", "train.micro_batch_size=1")), tiny_batch()
+    assert ours.model.embed_tokens.weight.dtype == torch.bfloat16
+    ours.forward_backward(batch, targets_of(batch))
+    for weight in ours.weights.by_name.values():
+        assert weight.dtype == torch.float32
+        assert weight.grad is not None
+        assert weight.grad.dtype == torch.float32
+    assert all(parameter.grad is None for parameter in ours.model.parameters())
+    gradient = ours.weights.by_name["lm_head.weight" if "lm_head.weight" in ours.weights.by_name else "norm.weight"].grad
+    assert gradient is not None
+    assert not torch.equal(gradient, gradient.bfloat16().float())
+
+
+@pytest.mark.parametrize("mode", ["fp32", "mixed"])
+def test_a_loaded_state_goes_on_bit_for_bit(mode: str):
+    def step(which: EagerStepper, seed: int) -> float:
+        batch = tiny_batch(seed)
+        loss = which.forward_backward(batch, targets_of(batch))
+        which.update(0.01, 1.0)
+        return loss.item()
+
+    first, second = (stepper(tiny_recipe(f"precision={mode}")) for _ in range(2))
+    step(first, 0)
+    second.load_state_dict(first.state_dict())
+    assert [step(first, seed) for seed in (1, 2)] == [step(second, seed) for seed in (1, 2)]
+
+
+def test_validation_leaves_no_gradient():
+    ours, batch = stepper(tiny_recipe()), tiny_batch()
+    loss = ours.evaluate(batch)
+    torch.testing.assert_close(loss, ours.forward_backward(batch, 1))
+    assert not ours.evaluate(batch).requires_grad

@@ -1,0 +1,207 @@
+"""Whole runs of a tiny recipe through the command line's door."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainwright.cli import main
+from trainwright.trainers.checkpoint import save
+
+TIMED = {"tokens_per_s", "step_time_s", "data_time_s", "memory_gib", "mfu", "samples_per_s"}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def computed(folder: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the machine's speed."""
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines(folder / "metrics.jsonl")]
+
+
+def events(folder: Path, name: str) -> list[dict]:
+    return [event for event in lines(folder / "events.jsonl") if event["event"] == name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "tiny"
+
+
+def test_a_run_leaves_what_the_design_promises(tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *tiny, "monitor.tensorboard=true", "monitor.sample_prompt=the"]) == 0
+    metrics = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    wanted = {"step", "tokens", "loss", "lr", "grad_norm", "param_norm", "epoch"} | TIMED - {"mfu", "samples_per_s"}
+    assert all(wanted <= line.keys() for line in metrics)
+    assert [line["step"] for line in metrics if "val_loss" in line] == [6, 12]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_00000010", "step_00000012"]
+    assert (folder / "report.html").stat().st_size > 0
+    assert list((folder / "tensorboard").iterdir())
+    assert [e["event"] for e in lines(folder / "events.jsonl")] == [
+        "start", "unigram", "checkpoint", "checkpoint", "checkpoint", "sample", "stop",
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "step=12 loss=" in printed
+    assert f"report={folder / 'report.html'}" in printed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "mixed"])
+def test_a_killed_run_resumes_bit_for_bit(tiny: list[str], folder: Path, tmp_path: Path, precision: str):
+    words = [*tiny, f"precision={precision}", "checkpoint.every=3", "train.steps=40", "optim.warmup_steps=5"]
+    assert main(["train", *words, "run.name=whole"]) == 0
+
+    command = [sys.executable, "-m", "trainwright", "train", *words]
+    draw = random.Random()
+    for _ in range(2):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        until = draw.randint(2, 10)
+        for _ in range(until):
+            if not child.stdout.readline():
+                break
+        time.sleep(draw.random() * 0.05)
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate(timeout=60)
+    assert subprocess.run(command, timeout=300, capture_output=True).returncode == 0
+    assert computed(folder) == computed(tmp_path / "runs" / "whole")
+
+
+def test_the_cut_into_micro_batches_changes_nothing(tiny: list[str], tmp_path: Path):
+    for size in (1, 4):
+        assert main(["train", *tiny, f"train.micro_batch_size={size}", f"run.name=cut{size}"]) == 0
+    one, four = (computed(tmp_path / "runs" / f"cut{size}") for size in (1, 4))
+    for a, b in zip(one, four, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_bf16_compute_follows_fp32(tiny: list[str], tmp_path: Path):
+    for mode in ("fp32", "mixed"):
+        assert main(["train", *tiny, f"precision={mode}", f"run.name={mode}"]) == 0
+    fp32, mixed = (computed(tmp_path / "runs" / mode) for mode in ("fp32", "mixed"))
+    for a, b in zip(fp32, mixed, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+
+
+def test_a_finished_run_says_so_and_names_the_keys(
+    tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", *tiny]) == 0
+    before = (folder / "metrics.jsonl").read_text()
+    assert main(["train", *tiny]) == 0
+    said = capsys.readouterr().err
+    assert "at step 12 and it is finished" in said
+    assert "run.name=tiny train.steps=24" in said
+    assert "resume=none" in said
+    assert (folder / "metrics.jsonl").read_text() == before
+
+    assert main(["train", *tiny, "train.steps=14"]) == 0
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(1, 15))
+    assert main(["train", *tiny, "train.steps=3", "resume=none"]) == 0
+    assert len(lines(folder / "metrics.jsonl")) == 3
+    assert len(lines(folder.with_name("tiny.1") / "metrics.jsonl")) == 14
+
+
+def test_the_data_may_end_before_the_steps(tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*tiny, "train.epochs=1", "train.steps=100000", "train.validate_every=null", "train.seq_len=256"]
+    assert main(["train", *words]) == 0
+    last = lines(folder / "metrics.jsonl")[-1]
+    assert 0.9 < last["epoch"] <= 1.0
+    assert events(folder, "validation")[0]["step"] == last["step"]
+    assert main(["train", *words]) == 0
+    assert "its data has ended" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny: list[str], folder: Path, tmp_path: Path):
+    assert main(["train", *tiny, "run.name=whole"]) == 0
+    assert main(["train", *tiny, "train.steps=10"]) == 0
+    newest = folder / "checkpoints" / "step_00000010" / "state" / "__0_0.distcp"
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    assert main(["train", *tiny]) == 0
+    assert events(folder, "checkpoint_passed_over")[0]["reason"] == "state/__0_0.distcp is damaged"
+    assert events(folder, "resume")[0]["step"] == 5
+    assert computed(folder) == computed(tmp_path / "runs" / "whole")
+
+
+def test_resume_takes_a_checkpoint_of_another_run(tiny: list[str], tmp_path: Path):
+    assert main(["train", *tiny]) == 0
+    path = tmp_path / "runs" / "tiny" / "checkpoints" / "step_00000010"
+    assert main(["train", *tiny, "run.name=next", f"resume={path}"]) == 0
+    assert computed(tmp_path / "runs" / "next") == computed(tmp_path / "runs" / "tiny")[10:]
+
+
+def test_what_cannot_be_resumed_is_refused(
+    tiny: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", *tiny, "train.steps=5"]) == 0
+    path = folder / "checkpoints" / "step_00000005"
+    assert main(["train", *tiny, "train.seq_len=16"]) == 2
+    assert "train.seq_len=32 and the recipe says 16" in capsys.readouterr().err
+    assert main(["train", *tiny, "run.name=b", f"resume={tmp_path / 'no'}"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    (path / "manifest.json").unlink()
+    assert main(["train", *tiny, "run.name=b", f"resume={path}"]) == 2
+    assert "it has no manifest" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    tiny: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole, written = save.write_manifest, []
+
+    def full(path: Path) -> None:
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        whole(path)
+
+    monkeypatch.setattr(save, "write_manifest", full)
+    assert main(["train", *tiny]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000005"]
+    assert events(folder, "checkpoint_failed")[0]["step"] == 10
+    assert len(lines(folder / "metrics.jsonl")) == 12
+
+    monkeypatch.undo()
+    assert main(["train", *tiny]) == 0
+    assert events(folder, "resume")[0]["step"] == 5
+
+
+def test_an_error_in_the_data_ends_the_run_in_one_sentence(
+    tiny: list[str], corpus: Path, capsys: pytest.CaptureFixture[str]
+):
+    corpus.write_bytes(b"caf\xe9 au lait\n\nsecond\n")
+    assert main(["train", *tiny]) == 2
+    assert str(corpus) in capsys.readouterr().err
+
+
+def test_a_sweep_trains_each_of_its_recipes(tiny: list[str], tmp_path: Path):
+    words = [word for word in tiny if not word.startswith("run.name")]
+    assert main(["train", *words, "seed=1,2", "--multirun"]) == 0
+    runs = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+    assert len(runs) == 2
+    assert all(len(lines(run / "metrics.jsonl")) == 12 for run in runs)
+
+
+@pytest.mark.slow
+def test_a_model_may_be_compiled(tiny: list[str], tmp_path: Path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    for name, compile in (("eager", "false"), ("compiled", "true")):
+        assert main(["train", *tiny, f"train.compile={compile}", f"run.name={name}"]) == 0
+    eager, compiled = (computed(tmp_path / "runs" / name) for name in ("eager", "compiled"))
+    for a, b in zip(eager, compiled, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
