@@ -32,8 +32,11 @@ class Sdpa:
         return same.tril_().unsqueeze(1)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        queries, keys = q.shape[-2], k.shape[-2]
         # With fewer queries than keys (decoding) `is_causal` would align them at the wrong end.
-        causal = mask is None and q.shape[-2] == k.shape[-2]
+        causal = mask is None and queries == keys
+        if mask is None and 1 < queries < keys:
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril_(keys - queries)
         if q.shape[1] != k.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
