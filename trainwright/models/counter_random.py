@@ -36,7 +36,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def random_bits(key: int, rows: Tensor, columns: Tensor) -> Tensor:
     """32 random bits for each pair of `rows` (r,) and `columns` (c,), int32 numbers: (r, c) int32."""
-    by_row = mix(mix(rows.to(torch.int32) ^ key))
+    # Mixed before the key comes in: else keys that differ in low bits would give the same rows, reordered.
+    by_row = mix(mix(rows.to(torch.int32)) ^ key)
     by_column = mix(columns.to(torch.int32) + _signed(0x9E3779B9))
     return mix(by_row.unsqueeze(1) ^ by_column.unsqueeze(0))
 
