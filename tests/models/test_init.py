@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+
+from trainwright.configs.schema import ModelConfig
+from trainwright.models import init
+from trainwright.models.counter_random import key_of, normal
+from trainwright.models.init import init_weights
+from trainwright.models.llama import Llama, build
+from trainwright.models.storage import stored_weights
+
+
+def initial(config: ModelConfig, seed: int = 0, **changes) -> Llama:
+    config = ModelConfig(**vars(config) | changes)
+    model = build(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    init_weights(model, config, seed)
+    return model
+
+
+def separate(model: Llama) -> dict[str, torch.Tensor]:
+    """Every separate weight by its own name."""
+    return {
+        name: model.get_parameter(stored) if rows is None else model.get_parameter(stored)[rows]
+        for stored, weights in stored_weights(model.config)
+        for name, rows in weights
+    }
+
+
+def test_coalesced_and_separate_start_from_the_same_numbers(shape):
+    one, other = (separate(initial(shape, coalesce=coalesce)) for coalesce in (True, False))
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def test_every_value_is_set_and_norms_are_one(config):
+    for name, parameter in initial(config).named_parameters():
+        assert parameter.isfinite().all(), name
+        assert (parameter == 1).all() == ("norm" in name), name
+
+
+def test_a_value_is_a_function_of_seed_name_row_and_column(config):
+    """Any part of any weight can be drawn without the rest."""
+    for name, weight in separate(initial(config, seed=3)).items():
+        if weight.dim() == 1:
+            continue
+        rows, columns = torch.tensor([2, 5, 11, weight.shape[0] - 1]), torch.arange(4, weight.shape[1] - 3)
+        alone = normal(key_of(3, name), rows, columns) * config.initializer_range
+        assert torch.equal(weight[rows][:, columns], alone), name
+
+
+@pytest.mark.parametrize("elements", [1, 999, 10**9])
+def test_how_many_rows_are_drawn_at_once_does_not_matter(config, elements, monkeypatch):
+    expected = initial(config).state_dict()
+    monkeypatch.setattr(init, "ROWS_AT_ONCE", elements)
+    for name, parameter in initial(config).state_dict().items():
+        assert torch.equal(parameter, expected[name]), name
+
+
+def test_another_seed_gives_other_numbers(config):
+    one, other = separate(initial(config, seed=0)), separate(initial(config, seed=1))
+    for name, weight in one.items():
+        if weight.dim() == 2:
+            equal = (weight == other[name]).double().mean()
+            assert equal < 1e-3, name
+
+
+def test_no_two_weights_start_alike(config):
+    matrices = [weight[:8, :8].flatten() for weight in separate(initial(config)).values() if weight.dim() == 2]
+    assert len({tuple(matrix.tolist()) for matrix in matrices}) == len(matrices)
+
+
+@pytest.mark.parametrize("std", [0.02, 1 / 24])
+def test_matrices_are_normal_with_the_configured_deviation(config, std):
+    for name, weight in separate(initial(config, initializer_range=std)).items():
+        if weight.dim() == 1:
+            continue
+        z, n = weight.detach().double().flatten() / std, weight.numel()
+        assert abs(z.mean()) < 5 / math.sqrt(n), name
+        assert abs(z.std() - 1) < 5 / math.sqrt(2 * n), name
+        assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n), name
+
+
+def test_low_precision_starts_from_the_same_numbers_rounded(config):
+    low = build(config).bfloat16()
+    init_weights(low, config, 0)
+    for name, parameter in initial(config).state_dict().items():
+        assert torch.equal(low.state_dict()[name], parameter.bfloat16()), name
