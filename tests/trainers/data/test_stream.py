@@ -28,7 +28,7 @@ SHAPE = st.fixed_dictionaries(
 BATCH = st.sampled_from(
     [lambda lanes: lanes, lambda lanes: 2 * lanes, lambda lanes: 3 * lanes, lambda lanes: 1]
 )
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def several(documents):

@@ -105,4 +105,4 @@ def tokenizer_threads() -> int:
     if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("off", "false", "f", "no", "n", "0"):
         return 1
     threads = os.environ.get("RAYON_NUM_THREADS", "")
-    return int(threads) if threads.isdigit() and int(threads) else len(os.sched_getaffinity(0))
+    return int(threads) if threads.isdigit() and int(threads) else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,7 +200,6 @@ def _fingerprint(recipe: Recipe, sources: list[Source]) -> str:
 
 def _write(file: Path, text: str) -> None:
     """Write whole or not at all."""
-    handle, aside = tempfile.mkstemp(prefix=".making-", dir=file.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        opened.write(text)
+    aside = file.with_name(f".{file.name}-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, file)

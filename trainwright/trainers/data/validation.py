@@ -39,6 +39,8 @@ def open_validation(
     else:
         return None
     rows = list(_sequences(recipe, tokenizer, sources))
+    if not rows:
+        return None
     size, total = recipe.train.micro_batch_size, len(rows)
     own = rows[rank * total // ranks : (rank + 1) * total // ranks]
     batches = math.ceil(math.ceil(total / ranks) / size)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +34,8 @@ def cached_index(cache_dir: str, name: str, build: Callable[[], Index]) -> Index
 
 
 def _write(folder: Path, index: Index) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    aside.mkdir(parents=True)
     try:
         for name, array in index.items():
             np.save(aside / f"{name}.npy", array)
