@@ -5,7 +5,26 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "the model reads a page and writes the next word of it again until the page is done".split()
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "page",
+    "and",
+    "writes",
+    "the",
+    "next",
+    "word",
+    "of",
+    "it",
+    "again",
+    "until",
+    "the",
+    "page",
+    "is",
+    "done",
+]
 
 
 @pytest.fixture

@@ -19,7 +19,11 @@ MAY_IMPORT = {
     "inference": {"configs", "models", "trainers", "inference"},
 }
 # Of the trainers, inference may use what knows devices and checkpoints, never the loop.
-INFERENCE_MAY_USE = ("trainwright.trainers.platform", "trainwright.trainers.checkpoint", "trainwright.trainers.data.tokenizer")
+INFERENCE_MAY_USE = (
+    "trainwright.trainers.platform",
+    "trainwright.trainers.checkpoint",
+    "trainwright.trainers.data.tokenizer",
+)
 NEVER = {"triton", "flash_attn", "bitsandbytes", "deepspeed", "torch_neuronx", "neuronx_distributed"}
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.trainers.steppers.test_eager import tiny_batch, tiny_recipe
+from tests.trainers.tiny import tiny_batch, tiny_recipe
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
 from trainwright.trainers.recompute import recompute_activations
@@ -24,7 +24,11 @@ def run(mode: str) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(batch.tokens, None, batch.targets)
     loss.backward()
-    return sum(kept.values()), loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return (
+        sum(kept.values()),
+        loss.detach(),
+        {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

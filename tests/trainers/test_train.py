@@ -36,15 +36,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "tiny"
 
 
-def test_a_run_leaves_what_the_design_promises(tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_leaves_what_the_design_promises(
+    tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["train", *tiny, "monitor.tensorboard=true", "monitor.sample_prompt=the"]) == 0
     metrics = lines(folder / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 13))
-    wanted = {"step", "tokens", "loss", "lr", "grad_norm", "param_norm", "epoch"} | TIMED - {"mfu", "samples_per_s"}
+    wanted = {"step", "tokens", "loss", "lr", "grad_norm", "param_norm", "epoch"} | TIMED - {
+        "mfu",
+        "samples_per_s",
+    }
     assert all(wanted <= line.keys() for line in metrics)
     assert [line["step"] for line in metrics if "val_loss" in line] == [6, 12]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_00000010", "step_00000012"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step_00000010",
+        "step_00000012",
+    ]
     assert (folder / "report.html").stat().st_size > 0
     assert list((folder / "tensorboard").iterdir())
     assert [e["event"] for e in lines(folder / "events.jsonl")] == [

@@ -1,0 +1,1 @@
+"""Recipes: a Hydra tree and its typed schema."""

@@ -36,14 +36,34 @@ def _words(recipe: Recipe) -> Iterator[str]:
     yield from walk(recipe, "")
 
 
-POSITIVE = (
-    "model.vocab_size model.hidden_size model.intermediate_size model.num_hidden_layers "
-    "model.num_attention_heads model.num_key_value_heads model.head_dim model.max_position_embeddings "
-    "data.max_piece_bytes data.lanes data.prefetch train.seq_len train.steps train.epochs "
-    "train.global_batch_size train.micro_batch_size train.validate_every train.validate_sequences "
-    "optim.decay_steps checkpoint.every checkpoint.keep monitor.every "
-    "parallel.dp_replicate parallel.tp parallel.pp parallel.ep"
-).split()
+POSITIVE = [
+    "model.vocab_size",
+    "model.hidden_size",
+    "model.intermediate_size",
+    "model.num_hidden_layers",
+    "model.num_attention_heads",
+    "model.num_key_value_heads",
+    "model.head_dim",
+    "model.max_position_embeddings",
+    "data.max_piece_bytes",
+    "data.lanes",
+    "data.prefetch",
+    "train.seq_len",
+    "train.steps",
+    "train.epochs",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.validate_every",
+    "train.validate_sequences",
+    "optim.decay_steps",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "monitor.every",
+    "parallel.dp_replicate",
+    "parallel.tp",
+    "parallel.pp",
+    "parallel.ep",
+]
 
 
 def _signs(recipe: Recipe) -> Iterator[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import cast, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra import main as hydra_main
@@ -57,7 +57,7 @@ def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
 
     def entry(config: DictConfig) -> None:
         try:
-            job(_to_recipe(config, HydraConfig.get().runtime.choices.recipe))
+            job(_to_recipe(config, HydraConfig.get().runtime.choices["recipe"]))
         except TrainwrightError as error:
             raise _PastHydra(error) from error
 
@@ -65,7 +65,9 @@ def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it would swallow the tracebacks that we translate
     with plain_errors(argv):
         try:
-            hydra_main(version_base="1.3", config_path="pkg://trainwright.configs", config_name="config")(entry)()
+            hydra_main(version_base="1.3", config_path="pkg://trainwright.configs", config_name="config")(
+                entry
+            )()
         except _PastHydra as carrier:
             raise carrier.error from None
 

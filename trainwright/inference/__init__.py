@@ -1,0 +1,1 @@
+"""What comes out: export, generate, serve, evaluate, and retrieval on top."""

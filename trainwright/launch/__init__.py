@@ -1,0 +1,1 @@
+"""Where it runs: torchrun and its supervisor, SageMaker, EKS, Slurm."""

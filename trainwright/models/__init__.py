@@ -1,0 +1,1 @@
+"""What is computed: plain PyTorch, without process groups or devices."""

@@ -109,8 +109,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended: Tensor = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return attended + self.mlp(self.post_attention_layernorm(attended))
 
 
 class Head(Linear):
@@ -119,7 +119,8 @@ class Head(Linear):
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """(B, T, D) to logits (B, T, vocabulary), or to a float32 scalar in nats."""
         if targets is None:
-            return F.linear(x, self.weight)
+            logits: Tensor = super().forward(x)
+            return logits
         return linear_cross_entropy(x, self.weight, targets)
 
 

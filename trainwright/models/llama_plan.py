@@ -1,12 +1,9 @@
-"""How a Llama is cut by tensor and sequence parallelism (Megatron-LM, arXiv 1909.08053, 2205.05198).
-
-column: the output dim is cut; row: the input dim is cut and the results summed; vocabulary: rows of the
-table are cut by word; sequence: activations are cut by position and the weight is whole on every rank.
-"""
+"""How a Llama is cut by tensor and sequence parallelism (Megatron-LM, arXiv 1909.08053, 2205.05198)."""
 
 from trainwright.configs.schema import ModelConfig
+from trainwright.models.plan import Plan
 
-PLAN = {
+PLAN: Plan = {
     "embed_tokens": "vocabulary",
     "layers.*.input_layernorm": "sequence",
     "layers.*.self_attn.o_proj": "row",
@@ -15,8 +12,8 @@ PLAN = {
     "norm": "sequence",
     "lm_head": "vocabulary",
 }
-COALESCED = {"layers.*.self_attn.qkv_proj": "column", "layers.*.mlp.gate_up_proj": "column"}
-SEPARATE = {
+COALESCED: Plan = {"layers.*.self_attn.qkv_proj": "column", "layers.*.mlp.gate_up_proj": "column"}
+SEPARATE: Plan = {
     "layers.*.self_attn.q_proj": "column",
     "layers.*.self_attn.k_proj": "column",
     "layers.*.self_attn.v_proj": "column",
@@ -25,6 +22,6 @@ SEPARATE = {
 }
 
 
-def llama_plan(config: ModelConfig) -> dict[str, str]:
+def llama_plan(config: ModelConfig) -> Plan:
     """The plan of a Llama of this configuration."""
     return PLAN | (COALESCED if config.coalesce else SEPARATE)

@@ -16,7 +16,8 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(gate_up: Tensor, block: int) -> Tensor:
         gate, up = gate_up.unflatten(-1, (-1, 2, block)).unbind(-2)
-        return (F.silu(gate) * up).flatten(-2)
+        activated: Tensor = (F.silu(gate) * up).flatten(-2)
+        return activated
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:

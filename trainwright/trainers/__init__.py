@@ -1,0 +1,1 @@
+"""How it is trained: the loop, and what the loop is made of."""

@@ -1,5 +1,7 @@
 """What the optimizer updates, and in which dtype the model computes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class MasterWeights(Weights):
             name: nn.Parameter(parameter.detach().float()) for name, parameter in model.named_parameters()
         }
         model.to(torch.bfloat16)
-        self._computed = list(model.parameters())
+        self._computed: list[Tensor] = list(model.parameters())
         for master, parameter in zip(self.by_name.values(), self._computed, strict=True):
             parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
 
@@ -39,7 +41,7 @@ class MasterWeights(Weights):
         torch._foreach_copy_(self._computed, list(self.by_name.values()))
 
 
-def _move_gradient_to(master: Tensor):  # noqa: ANN202 - a hook's type is its own name
+def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
         if master.grad is None:

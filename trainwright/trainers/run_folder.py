@@ -15,9 +15,10 @@ PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datase
 
 # What the data cursor counts: another value of any of these and its numbers mean other documents.
 STREAM_KEYS = (
-    "seed train.seq_len data.format data.paths data.pattern data.document data.text_key data.subset data.split "
-    "data.on_error data.mix data.max_piece_bytes data.document_mask data.tokenizer data.validation"
-).split()
+    *("seed", "train.seq_len", "data.format", "data.paths", "data.pattern", "data.document", "data.text_key"),
+    *("data.subset", "data.split", "data.on_error", "data.mix", "data.max_piece_bytes", "data.document_mask"),
+    *("data.tokenizer", "data.validation"),
+)
 
 
 def run_folder(recipe: Recipe) -> Path:

@@ -123,9 +123,9 @@ def _say_start(run: Run, start: Start, validation: list[Batch] | None) -> None:
     for path, wrong in start.passed_over:
         run.emit("checkpoint_passed_over", path=str(path), reason=wrong)
     if start.checkpoint is None:
-        run.emit("start", parameters=run.parameters, folder=str(run.folder))
+        run.emit("start", parameters=run.parameters, world_size=1, folder=str(run.folder))
     else:
-        run.emit("resume", step=start.progress.step, path=str(start.checkpoint))
+        run.emit("resume", step=start.progress.step, world_size=1, path=str(start.checkpoint))
     if validation:
         run.emit("unigram", nats=unigram_entropy(validation))
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from trainwright.errors import BadRequest
+from trainwright.models.attention import KERNELS
 from trainwright.trainers.platform import PLATFORMS, choose_platform
 from trainwright.trainers.platform.base import Platform
-from trainwright.models.attention import KERNELS
 
 
 def test_auto_takes_what_is_there():

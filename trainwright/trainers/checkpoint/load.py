@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainwright.errors import BadRequest
 from trainwright.trainers.checkpoint.manifest import fault
@@ -52,4 +52,4 @@ def read_state(path: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of `state` in place from the checkpoint at `path`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
-        dcp.load(state, checkpoint_id=path / STATE, no_dist=True)
+        load(state, checkpoint_id=path / STATE, no_dist=True)

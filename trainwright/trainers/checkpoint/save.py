@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainwright.trainers.checkpoint.manifest import write_manifest
 from trainwright.trainers.progress import Progress
@@ -34,7 +34,7 @@ def save_checkpoint(
         (partial / STATE).mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
-            dcp.save(dict(state), checkpoint_id=partial / STATE, no_dist=True)
+            save(dict(state), checkpoint_id=partial / STATE, no_dist=True)
         (partial / PROGRESS).write_text(json.dumps(_progress_json(progress)) + "\n")
         (partial / CONFIG).write_text(config)
         write_manifest(partial)
@@ -65,7 +65,7 @@ def _progress_json(progress: Progress) -> dict[str, Any]:
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """fsync everything below `folder`: a rename must not reach the disk before what it names."""
+    """Fsync everything below `folder`: a rename must not reach the disk before what it names."""
     for path in (*folder.rglob("*"), folder):
         if path.is_file() or path.is_dir():
             handle = os.open(path, os.O_RDONLY)

@@ -1,22 +1,14 @@
-"""Sharding plans: a table from module name to style that stands beside a model, and its check.
-
-A plan is data. What carries it out reads it; the model never does.
-"""
+"""Holding a sharding plan against its model."""
 
 import re
-from collections.abc import Mapping
-from typing import Literal
 
 from torch import nn
 
-Style = Literal["column", "row", "vocabulary", "sequence", "replicate"]
-Plan = Mapping[str, Style]
+from trainwright.models.plan import Plan, Style
 
 
 def styles_of(model: nn.Module, plan: Plan) -> dict[str, Style]:
     """The style of every module of `model` that has weights of its own, by its full name.
-
-    A `*` in a plan stands for one number, such as a layer's.
 
     Raises:
         ValueError: the plan misses a module with weights, or names one that isn't there.

@@ -1,7 +1,7 @@
 """The stepper of plain PyTorch: micro-batches one after another, their gradients added up."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.optim import build_adamw
 from trainwright.trainers.precision import WEIGHTS
 
-MicroBatch = dict[str, Tensor | None]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -25,7 +24,7 @@ class EagerStepper:
         self.weights = WEIGHTS[recipe.precision.mode](model)
         self.optimizer = build_adamw(self.weights.by_name, recipe.optim)
         self.weights.publish()
-        self.model = torch.compile(model) if recipe.train.compile else model
+        self.model = cast(nn.Module, torch.compile(model)) if recipe.train.compile else model
         self.loss = loss
         self.micro_batch_size = recipe.train.micro_batch_size
         self.device = device
@@ -97,4 +96,5 @@ class EagerStepper:
 
 
 def _total_norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norms = torch.stack(torch._foreach_norm(tensors))
+    return norms.square().sum().sqrt()

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from trainwright.configs.schema import Recipe
 from trainwright.models.attention import KERNELS
 from trainwright.models.generate import generate
+from trainwright.models.hf import load_hf, write_to
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
 from trainwright.models.llama_plan import llama_plan
 from trainwright.trainers.data.batch import Batch
+from trainwright.trainers.data.horizon import horizon
 from trainwright.trainers.data.stream import Stream, open_stream
 from trainwright.trainers.data.tokenizer import load_tokenizer
 from trainwright.trainers.data.validation import open_validation
-from trainwright.trainers.data.horizon import horizon
 from trainwright.trainers.parallel.plan import styles_of
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.recompute import recompute_activations
@@ -39,9 +40,8 @@ class Pretraining:
         if config.pretrained is None:
             init_weights(model, config, self.recipe.seed)
         else:
-            from trainwright.models.hf import load_hf
-
-            load_hf(Path(config.pretrained).expanduser(), config, dict(model.named_parameters()))
+            write = write_to(dict(model.named_parameters()))
+            load_hf(Path(config.pretrained).expanduser(), config, write)
         recompute_activations(model.layers, self.recipe.train.activation_checkpointing)
         return model
 

@@ -1,0 +1,10 @@
+"""The words of a sharding plan: data beside a model, which `trainers.parallel` carries out."""
+
+from typing import Literal
+
+# column: the output dim is cut; row: the input dim is cut and the results are summed; vocabulary: the table's
+# rows are cut by word; sequence: activations are cut by position and the weight is whole on every rank.
+Style = Literal["column", "row", "vocabulary", "sequence", "replicate"]
+
+# From module name to style; a `*` stands for one number, such as a layer's.
+Plan = dict[str, Style]
