@@ -109,8 +109,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        attended: Tensor = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        return attended + self.mlp(self.post_attention_layernorm(attended))
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Head(Linear):
