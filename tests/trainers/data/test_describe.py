@@ -1,5 +1,4 @@
-from corpora import recipe, write_text
-
+from tests.trainers.data.corpora import recipe, write_text
 from trainwright.trainers.data.describe import describe
 
 

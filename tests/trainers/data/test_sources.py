@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpora import arrays, recipe, tokenizer, write_jsonl, write_text
 
+from tests.trainers.data.corpora import arrays, recipe, tokenizer, write_jsonl, write_text
 from trainwright.errors import BadRequest
 from trainwright.trainers.data.opening import open_sources
 from trainwright.trainers.data.sources import blocks

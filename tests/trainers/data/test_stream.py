@@ -4,10 +4,19 @@ import threading
 
 import numpy as np
 import pytest
-from corpora import arrays, batcher, lane_pieces, recipe, source, tokenizer, until_ended, write_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.trainers.data.corpora import (
+    arrays,
+    batcher,
+    lane_pieces,
+    recipe,
+    source,
+    tokenizer,
+    until_ended,
+    write_text,
+)
 from trainwright.errors import BadRequest
 from trainwright.trainers.data import refill
 from trainwright.trainers.data.batch import IGNORE

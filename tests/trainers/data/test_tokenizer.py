@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from corpora import recipe, tokenizer, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainers.data.corpora import recipe, tokenizer, write_text
 from trainwright.errors import BadRequest
 from trainwright.trainers.data import tokenizer as module
 from trainwright.trainers.data.source import Piece

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from corpora import recipe, tokenizer, write_jsonl, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainers.data.corpora import recipe, tokenizer, write_jsonl, write_text
 from trainwright.errors import BadRequest
 from trainwright.trainers.data.batch import IGNORE
 from trainwright.trainers.data.holdout import holdout
