@@ -1,5 +1,7 @@
 """`trainwright data ...`: fetch and index a recipe's data, and show what the stream looks like."""
 
+from collections.abc import Iterator
+
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.data.horizon import tokens_per_byte
 from trainwright.trainers.data.opening import open_sources
@@ -12,24 +14,28 @@ SEQUENCES, LINES, COLUMNS = 2, 4, 100  # of the sequences that are shown
 
 def describe(recipe: Recipe) -> None:
     """Print what the recipe's data comes to and how the first sequences read."""
+    print("\n".join(description(recipe)))
+
+
+def description(recipe: Recipe) -> Iterator[str]:
+    """What `describe` prints, line by line."""
     sources = open_sources(recipe)
     tokenizer = load_tokenizer(recipe)
-    for source in sources:
-        print(_source_line(source, tokenizer))
-    print(_tokenizer_line(tokenizer, recipe.data.tokenizer.path))
+    yield from (_source_line(source, tokenizer) for source in sources)
+    yield _tokenizer_line(tokenizer, recipe.data.tokenizer.path)
     validation = open_validation(recipe, tokenizer)
     if validation is not None:
         rows = sum(len(batch.tokens) for batch in validation)
-        print(f"validation: {rows} sequences of {recipe.train.seq_len} tokens in {len(validation)} batches")
+        yield f"validation: {rows} sequences of {recipe.train.seq_len} tokens in {len(validation)} batches"
     if (steps := horizon(recipe, tokenizer)) is not None:
-        print(f"steps: about {steps} in {recipe.train.epochs} epochs")
+        yield f"steps: about {steps} in {recipe.train.epochs} epochs"
     with open_stream(recipe, tokenizer) as stream:
         batch = next(stream)
-    print(f"lanes: {len(stream.cursor)}, for {recipe.train.global_batch_size} sequences in a batch")
+    yield f"lanes: {len(stream.cursor)}, for {recipe.train.global_batch_size} sequences in a batch"
     for number, tokens in enumerate(batch.tokens[:SEQUENCES]):
-        print(f"sequence {number} begins:")
+        yield f"sequence {number} begins:"
         for line in tokenizer.decode(tokens.numpy()).splitlines()[:LINES]:
-            print(f"  {line[:COLUMNS]}")
+            yield f"  {line[:COLUMNS]}"
 
 
 def _tokenizer_line(tokenizer: Tokenizer, path: str | None) -> str:

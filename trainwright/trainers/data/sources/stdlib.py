@@ -13,8 +13,11 @@ INSTALLED = {"site-packages", "dist-packages"}  # what pip put there isn't the l
 
 
 def open_stdlib(source: SourceConfig, place: Place) -> TextDocuments:
-    """Each *.py file of the standard library is a document, in the order of their relative paths."""
+    """Each *.py file of the standard library is a document, in the order of their relative paths.
+
+    A few files of its own tests are deliberately not UTF-8, and are skipped whatever on_error says.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     files = list_files([str(root)], "*.py", place.key)
     own = [file for file in files if INSTALLED.isdisjoint(file.relative_to(root).parts)]
-    return index_text(own, replace(source, document="file"), place)
+    return index_text(own, replace(source, document="file", on_error="skip"), place)
