@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -163,6 +164,24 @@ def test_writing_holds_one_file_of_tensors(config, tmp_path, filled, monkeypatch
     for seen, tensors in written:
         total += tensors
         assert seen == total
+
+
+def test_reading_holds_one_tensor(config, tmp_path, filled):
+    save_hf(
+        tmp_path / "out",
+        config,
+        filled(config).state_dict(),
+        dtype=torch.float32,
+        max_file_bytes=60_000,
+    )
+    held: list[weakref.ref] = []
+
+    def write(_stored, _rows, values):
+        assert not any(tensor() is not None for tensor in held)
+        held.append(weakref.ref(values))
+
+    load_hf(tmp_path / "out", config, write)
+    assert len(held) == 2 * 9 + (2 if config.tie_word_embeddings else 3)
 
 
 def test_a_model_is_written_whole_or_not_at_all(config, tmp_path, filled, monkeypatch):
