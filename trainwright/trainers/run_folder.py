@@ -30,7 +30,8 @@ def run_folder(recipe: Recipe) -> Path:
 def config_text(recipe: Recipe, device: str) -> str:
     """config.yaml: the resolved recipe, with the versions of everything that ran it."""
     versions = {"trainwright": __version__, "python": host.python_version(), "device": device}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
     return OmegaConf.to_yaml({**asdict(recipe), "versions": versions})
 
 

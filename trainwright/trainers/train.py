@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.flops import training_flops_per_token
 from trainwright.trainers.loop import train_steps, validation_loss
 from trainwright.trainers.observers import build_observers
-from trainwright.trainers.observers.base import Observers, Run
+from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
 from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.progress import Progress
@@ -34,8 +35,10 @@ class Start:
     passed_over: list[tuple[Path, str]]
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     """Run `recipe` to its end, going on from its newest whole checkpoint.
+
+    observers: the caller's own, called after the recipe's.
 
     Raises:
         BadRequest: the data, the device, or a checkpoint that was named can't be used.
@@ -63,13 +66,13 @@ def train(recipe: Recipe) -> None:
     config = config_text(recipe, platform.describe())
     (folder / "config.yaml").write_text(config)
     checkpoints = Checkpoints(stepper.state_dict, config)
-    observers = Observers([*build_observers(recipe, folder), checkpoints])
+    watching = Observers([*build_observers(recipe, folder), checkpoints, *observers])
     parameters = sum(p.numel() for p in model.parameters())
-    run = Run(recipe, folder, task.total_steps(), parameters, observers.emit)
+    run = Run(recipe, folder, task.total_steps(), parameters, watching.emit)
     progress = start.progress
 
     with task.open_stream(progress.cursor if start.checkpoint else None) as stream:
-        observers.on_start(run, progress)
+        watching.on_start(run, progress)
         _say_start(run, start, validation)
         reason = "done"
         try:
@@ -78,7 +81,7 @@ def train(recipe: Recipe) -> None:
                 stepper=stepper,
                 stream=stream,
                 validation=validation,
-                observer=observers,
+                observer=watching,
                 platform=platform,
                 train=recipe.train,
                 optim=recipe.optim,
@@ -96,7 +99,7 @@ def train(recipe: Recipe) -> None:
             raise
         finally:
             run.emit("stop", step=progress.step, reason=reason)
-            observers.on_stop(progress, reason)
+            watching.on_stop(progress, reason)
     print(f"report={folder / 'report.html'}", flush=True)
 
 
