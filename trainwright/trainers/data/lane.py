@@ -89,14 +89,20 @@ class Lane:
         open_ = [s for s in self._order if self._has(s, self.asked[s])]
         return min(open_, key=lambda s: (self.tokens[s] + self.coming[s]) / self._weights[s], default=None)
 
-    def ask(self, source: int, expected: float) -> int | None:
-        """The position of the source's next piece, counted as asked for; None past its end."""
+    def ask(self, source: int, expected: float) -> tuple[int, float] | None:
+        """The position of the source's next piece and how many tokens it now counts as; None past its end.
+
+        A piece that a resumed lane is in the middle of has `expected` tokens after the offset: to count
+        it as fewer would have the lane ask for others that it doesn't need yet.
+        """
         if not self._has(source, self.asked[source]):
             return None
+        if self.offset and source == self.source and self.asked[source] == self.pieces[source]:
+            expected += self.offset
         position = self.number + self.asked[source] * self._lanes
         self.asked[source] += 1
         self.coming[source] += expected
-        return position
+        return position, expected
 
     def _next_piece(self) -> bool:
         """Choose the next source and take its next piece, if that is there; False past the end of all."""

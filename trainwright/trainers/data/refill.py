@@ -71,8 +71,8 @@ class Refill:
 
     def _ask(self, lane: Lane, source: int) -> Request | None:
         expected = self._sources[source].mean_bytes * self._tokens / self._bytes
-        position = lane.ask(source, expected)
-        return None if position is None else Request(lane, source, position, expected)
+        asked = lane.ask(source, expected)
+        return None if asked is None else Request(lane, source, *asked)
 
     def _read(self, requests: list[Request]) -> Iterator[list[tuple[Request, Piece]]]:
         """The requests with their texts, about `BYTES_AT_A_TIME` at a time, each source's in one go."""
