@@ -13,7 +13,9 @@ from trainwright.models.storage import head_dim
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """The angle per position of each pair of dims, (head_dim / 2,) float32, Llama 3.1's scaling included."""
     dim = head_dim(config)
-    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    # On the CPU wherever the model is built: the same on every device, and there under a meta device.
+    pairs = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1.0 / config.rope_theta ** (pairs / dim)
     return frequencies if config.rope_scaling is None else _llama3(frequencies, config.rope_scaling)
 
 
