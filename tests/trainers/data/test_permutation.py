@@ -56,3 +56,10 @@ def test_blocks_come_whole_and_each_piece_once(sizes, epoch):
     visited = (np.searchsorted(edges, pieces, side="right") - 1).tolist()
     changes = sum(a != b for a, b in pairwise(visited))
     assert changes == len(set(visited)) - 1  # a block isn't left before it is done
+
+
+@pytest.mark.parametrize("blocks", [None, np.arange(0, 101, 10)])
+def test_each_epoch_has_its_own_order(blocks):
+    order = Order(100, (0, "data"), blocks)
+    epochs = [tuple(order(np.arange(100) + 100 * epoch).tolist()) for epoch in range(3)]
+    assert len(set(epochs)) == 3
