@@ -41,6 +41,10 @@ def refusal(*overrides: str) -> str:
             "model.vocab_size=1000 is smaller than the tokenizer's data.tokenizer.vocab_size=4096; "
             "raise the one or lower the other",
         ),
+        (
+            ["model.rope_scaling={high_freq_factor: 1.0}"],
+            "model.rope_scaling.high_freq_factor=1.0 must be above model.rope_scaling.low_freq_factor=1.0",
+        ),
         (["data=text"], "data.paths is empty: name the files, folders or globs of format text"),
         (["data=text", "data.paths=[no.txt]"], "data.paths: no.txt doesn't exist"),
         (["data=text", "data.paths=['no*.txt']"], "data.paths: no file matches no*.txt"),

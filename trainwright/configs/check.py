@@ -94,6 +94,12 @@ def _model(recipe: Recipe) -> Iterator[str]:
     head_dim = model.head_dim or model.hidden_size // max(heads, 1)
     if head_dim % 2:
         yield f"the head dimension {head_dim} must be even for rotary embeddings: change model.head_dim"
+    scaling = model.rope_scaling
+    if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
+        yield (
+            f"model.rope_scaling.high_freq_factor={scaling.high_freq_factor} must be above "
+            f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor}"
+        )
     if recipe.train.seq_len > model.max_position_embeddings:
         yield (
             f"train.seq_len={recipe.train.seq_len} is above "

@@ -16,7 +16,8 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(gate_up: Tensor, block: int) -> Tensor:
         gate, up = gate_up.unflatten(-1, (-1, 2, block)).unbind(-2)
-        activated: Tensor = (F.silu(gate) * up).flatten(-2)
+        # Exponentials go over contiguous copies: kernels do a block's odd end one element at a time.
+        activated: Tensor = F.silu(gate.contiguous(), inplace=True).mul_(up).flatten(-2)
         return activated
 
     @staticmethod
@@ -31,8 +32,11 @@ class _Swiglu(torch.autograd.Function):
         grad = grads[0].unflatten(-1, (-1, ctx.block))
         both = torch.empty_like(gate_up)
         grad_gate, grad_up = both.unflatten(-1, (-1, 2, ctx.block)).unbind(-2)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        gate = gate.contiguous()
+        activated = F.silu(gate)
+        torch.mul(grad, activated, out=grad_up)
+        scratch = torch.mul(grad, up, out=activated)
+        grad_gate.copy_(torch.ops.aten.silu_backward(scratch, gate))
         return both, None
 
 
