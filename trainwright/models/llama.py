@@ -58,8 +58,9 @@ class Attention(nn.Module):
         if self.coalesce:
             groups = self.qkv_proj(x).unflatten(-1, (-1, self.per_group + 2, self.head_dim))  # B T G R+2 K
             groups = groups.permute(0, 2, 3, 1, 4)  # B G R+2 T K
-            qk, v = rotate(groups[:, :, :-1].contiguous(), *rope), groups[:, :, -1]
-            q, k = qk[:, :, :-1].flatten(1, 2), qk[:, :, -1]
+            queries_and_key, v = groups.split((self.per_group + 1, 1), dim=2)
+            q, k = rotate(queries_and_key.contiguous(), *rope).split((self.per_group, 1), dim=2)
+            q, k, v = q.flatten(1, 2), k.squeeze(2), v.squeeze(2)
         else:
             q, k, v = (
                 proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # B heads T K

@@ -68,8 +68,8 @@ class EagerStepper:
         if not skip:
             if clip is not None:
                 norm = self.grad_norm() if self._norm is None else self._norm
-                gradients = [w.grad for w in self.weights.by_name.values() if w.grad is not None]
-                torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+                # The fused kernel divides by it as it reads the gradients: clipping takes no pass of its own.
+                self.optimizer.grad_scale = ((norm + 1e-6) / clip).clamp(min=1.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
