@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in fp32
+CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB in fp32
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -39,8 +39,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part]).mul_(wanted)
             if want_weight:
-                grad_chunk = grad.T @ (hidden[part] * wanted)
-                grad_weight = grad_chunk if grad_weight is None else grad_weight.float().add_(grad_chunk.float())
+                grad_weight = _add_product(grad_weight, grad.T, hidden[part] * wanted)
         ctx.grads = grad_hidden, grad_weight
         ctx.weight_dtype = weight.dtype
         return total
@@ -55,6 +54,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(grad).to(ctx.weight_dtype),
             None,
         )
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, in fp32 where there is a total; in place."""
+    if total is None:
+        return a @ b
+    if a.dtype == torch.float32:
+        return total.addmm_(a, b)
+    return total.float().add_((a @ b).float())
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from trainwright.configs.schema import ModelConfig
 from trainwright.models.attention import AttentionKernel, Sdpa
 from trainwright.models.cross_entropy import linear_cross_entropy
 from trainwright.models.kv_cache import LayerCache
+from trainwright.models.norm import RmsNorm
 from trainwright.models.rope import inverse_frequencies, rope_tables, rotate
 from trainwright.models.storage import gate_up_block, head_dim, kv_heads
 from trainwright.models.swiglu import coalesced_swiglu
@@ -57,16 +58,15 @@ class Attention(nn.Module):
         """(B, T, D) to (B, T, D); with a cache, T counts the new tokens only."""
         if self.coalesce:
             groups = self.qkv_proj(x).unflatten(-1, (-1, self.per_group + 2, self.head_dim))  # B T G R+2 K
-            groups = groups.permute(0, 2, 3, 1, 4)  # B G R+2 T K
-            queries_and_key, v = groups.split((self.per_group + 1, 1), dim=2)
-            q, k = rotate(queries_and_key.contiguous(), *rope).split((self.per_group, 1), dim=2)
-            q, k, v = q.flatten(1, 2), k.squeeze(2), v.squeeze(2)
+            q, k, v = groups.split((self.per_group, 1, 1), dim=-2)
         else:
             q, k, v = (
-                proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # B heads T K
-                for proj in (self.q_proj, self.k_proj, self.v_proj)
+                proj(x).unflatten(-1, (-1, heads, self.head_dim))  # B T G heads K
+                for proj, heads in ((self.q_proj, self.per_group), (self.k_proj, 1), (self.v_proj, 1))
             )
-            q, k = rotate(q.contiguous(), *rope), rotate(k.contiguous(), *rope)
+        q, k, v = (
+            t.flatten(2, 3).transpose(1, 2) for t in (rotate(q, *rope), rotate(k, *rope), v)
+        )  # B heads T K
         if cache is not None:
             k, v = cache.append(k, v)
         attended = self.kernel(q, k, v, mask)  # B heads T K
@@ -103,9 +103,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, kernel)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
@@ -135,7 +135,7 @@ class Llama(nn.Module):
         self.kernel = kernel or Sdpa()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, self.kernel) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Head(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

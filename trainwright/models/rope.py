@@ -29,13 +29,13 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rope_tables(inverse: Tensor, start: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine of positions start..start+length-1, each (length, head_dim) in `dtype`.
+    """Cosine and signed sine of positions start..start+length-1, each (length, 1, 1, head_dim) in `dtype`.
 
     The sine's first half is negated, so that a rotation is `x * cos + roll(x, half) * sin`.
     """
     positions = torch.arange(start, start + length, device=inverse.device, dtype=torch.float32)
     angles = torch.outer(positions, inverse)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
@@ -59,6 +59,6 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` (..., length, head_dim) rotated by the tables of `rope_tables`."""
+    """`x` (batch, length, groups, heads, head_dim) rotated by the tables of `rope_tables`."""
     rotated: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return rotated

@@ -9,8 +9,7 @@ import torch
 
 from trainwright.trainers.platform.base import Platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEEP_BELOW = (1 << 30) - 1
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class Cpu(Platform):
@@ -26,12 +25,12 @@ class Cpu(Platform):
     def prepare(self) -> None:
         """Keep freed memory in the process.
 
-        By default glibc gives each large freed block back to the kernel, and every activation of every
-        step is then made of fresh pages that have to be zeroed: 10-20 % of a small model's step.
+        By default glibc gives each large freed block back to the kernel, so that every activation of every
+        step is made of fresh pages that have to be zeroed.
         """
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, KEEP_BELOW)
-            libc.mallopt(M_TRIM_THRESHOLD, KEEP_BELOW)
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
     def describe(self) -> str:
         """Processor and threads."""

@@ -69,7 +69,7 @@ class EagerStepper:
             if clip is not None:
                 norm = self.grad_norm() if self._norm is None else self._norm
                 # The fused kernel divides by it as it reads the gradients: clipping takes no pass of its own.
-                self.optimizer.grad_scale = ((norm + 1e-6) / clip).clamp(min=1.0)
+                setattr(self.optimizer, "grad_scale", ((norm + 1e-6) / clip).clamp(min=1.0))  # noqa: B010
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
