@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b, in fp32 where there is a total; in place."""
+    """Total + a @ b, in fp32 where there is a total; in place."""
     if total is None:
         return a @ b
     if a.dtype == torch.float32:
