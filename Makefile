@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup train test test-all check format bench clean
+.PHONY: setup train test test-all check format clean
 
 train: $(READY) ## Train the default recipe; ARGS="train.steps=20" overrides.
 	$(BIN)/trainwright train $(ARGS)

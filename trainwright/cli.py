@@ -91,4 +91,4 @@ def _run(name: str, words: list[str]) -> None:
         verb: Callable[[Recipe], None] = getattr(import_module(module), function)
         verb(recipe)
 
-    run_with_recipe(job, words)
+    run_with_recipe(job, name, words)

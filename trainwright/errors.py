@@ -13,6 +13,12 @@ class RunFailed(TrainwrightError):
     status = 1
 
 
+class NumericalFailure(TrainwrightError):
+    """The numbers went wrong: a loss or a norm isn't finite."""
+
+    status = 76
+
+
 class BadRequest(TrainwrightError):
     """The recipe, a file or a flag is wrong: trying again without a change can't succeed."""
 

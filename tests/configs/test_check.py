@@ -28,6 +28,9 @@ def refusal(*overrides: str) -> str:
             "parallel.tp=2 x parallel.pp=2 needs a multiple of 4 ranks and this run has 1",
         ),
         (["platform=tpu"], "platform takes auto or cpu or cuda, not 'tpu'"),
+        (["run.name=../x"], "run.name=../x must be the plain name of a folder; run.dir says where it stands"),
+        (["optim.lr=nan"], "optim.lr=nan must be a number of at least 0.0"),
+        (["optim.beta1=2"], "optim.beta1=2.0 must be a number of at least 0.0 and at most 0.9999999"),
         (["train.steps=0"], "train.steps=0 must be at least 1"),
         (["train.steps=null"], "a run needs an end: give train.steps or train.epochs"),
         (["optim.min_lr=1"], "optim.min_lr=1.0 is above optim.lr=0.003"),
@@ -42,7 +45,7 @@ def refusal(*overrides: str) -> str:
             "raise the one or lower the other",
         ),
         (
-            ["model.rope_scaling={high_freq_factor: 1.0}"],
+            ["model.rope_scaling.high_freq_factor=1"],
             "model.rope_scaling.high_freq_factor=1.0 must be above model.rope_scaling.low_freq_factor=1.0",
         ),
         (["data=text"], "data.paths is empty: name the files, folders or globs of format text"),

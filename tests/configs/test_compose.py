@@ -32,17 +32,18 @@ def test_a_whole_recipe_stands_over_the_default_one():
         ("seq_len=8", "train.seq_len"),
         ("parallel.tpp=2", "parallel.tp"),
         ("data.mix.web.wieght=2", "data.mix.NAME.weight"),
+        ("+train.stpes=3", "train.steps"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(typed: str, nearest: str):
     sentence = refusal(typed)
-    assert sentence.startswith(typed.split("=")[0])
+    assert sentence.startswith(typed.split("=")[0].lstrip("+"))
     assert sentence.endswith(f"the nearest is {nearest}")
 
 
 @pytest.mark.parametrize(
     ("typed", "nearest"),
-    [("model=llama_7", "model=llama_7m"), ("recipe=defalt", "recipe=default"), ("data=jsnl", "data=jsonl")],
+    [("model=llama_5", "model=llama_5m"), ("recipe=defalt", "recipe=default"), ("data=jsnl", "data=jsonl")],
 )
 def test_an_unknown_option_names_the_nearest(typed: str, nearest: str):
     assert refusal(typed).endswith(f"the nearest is {nearest}")
@@ -50,6 +51,15 @@ def test_an_unknown_option_names_the_nearest(typed: str, nearest: str):
 
 def test_a_value_of_the_wrong_type_names_the_key_and_the_type():
     assert refusal("train.steps=many") == "train.steps takes a value of type integer, not 'many'"
+
+
+def test_a_list_and_a_sweep_say_how_they_are_written():
+    assert refusal("data.paths=book.txt") == "data.paths takes a list: data.paths=[book.txt]"
+    assert "add --multirun" in refusal("optim.lr=1,2")
+
+
+def test_llama3_scaling_is_set_key_by_key():
+    assert load_recipe(["model.rope_scaling.factor=8"]).model.rope_scaling.factor == 8.0
 
 
 def test_a_word_that_is_no_override_is_named():

@@ -48,7 +48,7 @@ def test_what_a_file_leaves_out_has_transformers_defaults():
     for key in ("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range"):
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.rope_scaling is None
+    assert ours.rope_scaling == RopeScaling()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_both_spellings_of_the_rotary_embedding_are_read(spelling):
 def test_an_unscaled_rotary_embedding_is_read(spelling):
     ours = from_hf(SIZES | spelling)
     assert ours["rope_theta"] == 5e5
-    assert ours["rope_scaling"] is None
+    assert ours["rope_scaling"] == RopeScaling()
 
 
 @pytest.mark.parametrize("config", [SCALED, PLAIN], ids=["scaled", "plain"])
@@ -103,8 +103,8 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(config, tmp_path
             assert getattr(theirs, key) == value, key
     rope = dict(theirs.rope_parameters)
     assert rope.pop("rope_theta") == config.rope_theta
-    assert rope.pop("rope_type") == ("llama3" if config.rope_scaling else "default")
-    assert rope == (LLAMA3 if config.rope_scaling else {})
+    assert rope.pop("rope_type") == ("llama3" if config.rope_scaling.factor != 1 else "default")
+    assert rope == (LLAMA3 if config.rope_scaling.factor != 1 else {})
     assert theirs.eos_token_id == [5, 7]
     assert theirs.bos_token_id is None
     assert str(theirs.dtype) == "torch.bfloat16"

@@ -5,7 +5,7 @@ import torch
 
 from trainwright.configs.schema import ModelConfig, RopeScaling
 from trainwright.models.init import init_weights
-from trainwright.models.llama import Llama, build
+from trainwright.models.llama import Llama
 
 SHAPES = {
     # Multi-head attention, its own head.
@@ -52,7 +52,7 @@ SHAPES = {
 
 def filled_model(config: ModelConfig, seed: int = 0) -> Llama:
     """A model of random weights, norms included, large enough that attention isn't uniform."""
-    model = build(config)
+    model = Llama(config)
     config = ModelConfig(**{**vars(config), "initializer_range": 0.2})
     init_weights(model, config, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from trainwright.configs.schema import ModelConfig
 from trainwright.errors import BadRequest
 from trainwright.models import hf
 from trainwright.models.hf import load_hf, save_hf, write_to
-from trainwright.models.llama import Llama, build
+from trainwright.models.llama import Llama
 
 transformers = pytest.importorskip("transformers")
 
@@ -41,7 +41,7 @@ def reference(config: ModelConfig, folder, max_shard_size: str = "5GB") -> torch
             max_position_embeddings=config.max_position_embeddings,
             rms_norm_eps=config.rms_norm_eps,
             tie_word_embeddings=config.tie_word_embeddings,
-            rope_parameters=LLAMA3 if config.rope_scaling else rope,
+            rope_parameters=LLAMA3 if config.rope_scaling.factor != 1 else rope,
             initializer_range=0.2,
         )
     )
@@ -55,7 +55,7 @@ def reference(config: ModelConfig, folder, max_shard_size: str = "5GB") -> torch
 
 def loaded(folder, coalesce: bool, dtype: torch.dtype = torch.float32) -> Llama:
     config = ModelConfig(**read_hf_config(folder), coalesce=coalesce)
-    model = build(config).to(dtype)
+    model = Llama(config).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))

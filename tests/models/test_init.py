@@ -7,13 +7,13 @@ from trainwright.configs.schema import ModelConfig
 from trainwright.models import init
 from trainwright.models.counter_random import key_of, normal
 from trainwright.models.init import init_weights
-from trainwright.models.llama import Llama, build
+from trainwright.models.llama import Llama
 from trainwright.models.storage import stored_weights
 
 
 def initial(config: ModelConfig, seed: int = 0, **changes) -> Llama:
     config = ModelConfig(**vars(config) | changes)
-    model = build(config)
+    model = Llama(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -86,7 +86,7 @@ def test_matrices_are_normal_with_the_configured_deviation(config, std):
 
 
 def test_low_precision_starts_from_the_same_numbers_rounded(config):
-    low = build(config).bfloat16()
+    low = Llama(config).bfloat16()
     init_weights(low, config, 0)
     for name, parameter in initial(config).state_dict().items():
         assert torch.equal(low.state_dict()[name], parameter.bfloat16()), name

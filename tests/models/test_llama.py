@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from trainwright.models.init import init_weights
-from trainwright.models.llama import build
+from trainwright.models.llama import Llama
 
 
 def test_a_model_built_without_memory_computes_once_it_has_some(config):
     with torch.device("meta"):
-        model = build(config)
+        model = Llama(config)
     assert all(parameter.is_meta for parameter in model.parameters())
-    expected = build(config)
+    expected = Llama(config)
     model.to_empty(device="cpu")
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight  # PyTorch's to_empty unties what is shared
@@ -20,7 +20,7 @@ def test_a_model_built_without_memory_computes_once_it_has_some(config):
 
 
 def test_a_tied_head_is_the_embedding(config):
-    model = build(config)
+    model = Llama(config)
     assert (model.lm_head.weight is model.embed_tokens.weight) == config.tie_word_embeddings
 
 

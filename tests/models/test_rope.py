@@ -84,7 +84,7 @@ def test_frequencies_without_scaling():
 
 def test_llama3_scaling_in_its_three_bands():
     """Llama 3.1's own numbers: wavelengths below 2048 stay, above 8192 are 8 times as long."""
-    config = ModelConfig(head_dim=128, rope_theta=500000.0, rope_scaling=RopeScaling())
+    config = ModelConfig(head_dim=128, rope_theta=500000.0, rope_scaling=RopeScaling(factor=8.0))
     seen = {"kept": 0, "scaled": 0, "blended": 0}
     for pair, frequency in enumerate(inverse_frequencies(config).tolist()):
         base = 500000.0 ** (-2 * pair / 128)

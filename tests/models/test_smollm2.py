@@ -10,7 +10,7 @@ from trainwright.configs.hf_config import read_hf_config
 from trainwright.configs.schema import ModelConfig
 from trainwright.models.generate import generate
 from trainwright.models.hf import load_hf, save_hf, write_to
-from trainwright.models.llama import Llama, build
+from trainwright.models.llama import Llama
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def sentence(folder) -> torch.Tensor:
 @pytest.fixture(scope="module", params=[True, False], ids=["coalesced", "separate"])
 def ours(request, folder) -> Llama:
     config = ModelConfig(**read_hf_config(folder), coalesce=request.param)
-    model = build(config)
+    model = Llama(config)
     load_hf(folder, config, write_to(dict(model.named_parameters())))
     return model
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainwright.configs.schema import ModelConfig
-from trainwright.models.llama import build
+from trainwright.models.llama import Llama
 from trainwright.models.storage import (
     gate_up_block,
     gate_up_rows,
@@ -21,12 +21,12 @@ def divisors(number: int) -> list[int]:
 
 def test_the_table_names_the_models_parameters(config):
     assert [name for name, _ in stored_weights(config)] == [
-        name for name, _ in build(config).named_parameters()
+        name for name, _ in Llama(config).named_parameters()
     ]
 
 
 def test_separate_weights_partition_the_stored_rows(config):
-    model = build(config)
+    model = Llama(config)
     for stored, separate in stored_weights(config):
         rows = model.get_parameter(stored).shape[0]
         taken = [torch.arange(rows) if own is None else own for _, own in separate]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -128,7 +129,32 @@ def test_the_data_may_end_before_the_steps(tiny: list[str], folder: Path, capsys
     assert 0.9 < last["epoch"] <= 1.0
     assert events(folder, "validation")[0]["step"] == last["step"]
     assert main(["train", *words]) == 0
-    assert "its data has ended" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its data has ended: go on with run.name=tiny train.epochs=2" in said
+    assert main(["train", *words, "train.epochs=2"]) == 0
+    assert 1.9 < lines(folder / "metrics.jsonl")[-1]["epoch"] <= 2.0
+
+
+def test_a_turn_of_lanes_that_have_all_ended_is_no_step(tiny: list[str], folder: Path):
+    words = [
+        "data.lanes=8",
+        "train.global_batch_size=2",
+        "train.epochs=1",
+        "train.steps=null",
+        "train.seq_len=128",
+    ]
+    assert main(["train", *tiny, *words]) == 0
+    metrics = lines(folder / "metrics.jsonl")
+    assert all(line["loss"] is not None for line in metrics)
+    assert [line["step"] for line in metrics] == list(range(1, len(metrics) + 1))
+
+
+def test_numbers_that_are_not_finite_end_the_run(
+    tiny: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", *tiny, "optim.lr=1e30", "optim.clip=null"]) == 76
+    assert "lower optim.lr" in capsys.readouterr().err
+    assert not list((folder / "checkpoints").glob("step_*"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny: list[str], folder: Path, tmp_path: Path):
@@ -160,9 +186,23 @@ def test_what_cannot_be_resumed_is_refused(
     assert "train.seq_len=32 and the recipe says 16" in capsys.readouterr().err
     assert main(["train", *tiny, "run.name=b", f"resume={tmp_path / 'no'}"]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+    assert main(["train", *tiny, "model.coalesce=false"]) == 2
+    assert "model.coalesce=True and the recipe says False" in capsys.readouterr().err
     (path / "manifest.json").unlink()
     assert main(["train", *tiny, "run.name=b", f"resume={path}"]) == 2
     assert "it has no manifest" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_under_the_writer_is_said_in_a_sentence(tiny: list[str], folder: Path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # less than the weights take
+
+    command = [sys.executable, "-m", "trainwright", "train", *tiny]
+    done = subprocess.run(command, preexec_fn=limit, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("trainwright: the last checkpoint couldn't be saved")
+    assert [event["step"] for event in events(folder, "checkpoint_failed")] == [5, 10]
+    assert list((folder / "checkpoints").iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
@@ -202,6 +242,11 @@ def test_a_sweep_trains_each_of_its_recipes(tiny: list[str], tmp_path: Path):
     runs = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert len(runs) == 2
     assert all(len(lines(run / "metrics.jsonl")) == 12 for run in runs)
+
+
+def test_a_sweep_into_one_folder_is_refused(tiny: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *tiny, "seed=1,2", "--multirun"]) == 2
+    assert "run.name=tiny would put every run of the sweep into one folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

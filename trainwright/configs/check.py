@@ -3,6 +3,7 @@
 Each check yields sentences; all that apply are reported together.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -75,6 +76,41 @@ def _signs(recipe: Recipe) -> Iterator[str]:
             yield f"{key}={value} must be at least 1"
 
 
+# Key, lowest and highest value; every number must be finite besides.
+RANGES = (
+    ("model.rms_norm_eps", 0.0, 1.0),
+    ("model.rope_theta", 1.0, math.inf),
+    ("model.initializer_range", 0.0, math.inf),
+    ("data.tokenizer.train_bytes", 1, math.inf),
+    ("optim.lr", 0.0, math.inf),
+    ("optim.min_lr", 0.0, math.inf),
+    ("optim.warmup_steps", 0, math.inf),
+    ("optim.constant_steps", 0, math.inf),
+    ("optim.beta1", 0.0, 0.9999999),
+    ("optim.beta2", 0.0, 0.9999999),
+    ("optim.eps", 0.0, 1.0),
+    ("optim.weight_decay", 0.0, math.inf),
+    ("parallel.zero", 0, 3),
+    ("monitor.sample_tokens", 0, math.inf),
+)
+
+
+def _ranges(recipe: Recipe) -> Iterator[str]:
+    for key, lowest, highest in RANGES:
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            above = "" if highest == math.inf else f" and at most {highest}"
+            yield f"{key}={value} must be a number of at least {lowest}{above}"
+
+
+def _run(recipe: Recipe) -> Iterator[str]:
+    name = recipe.run.name
+    if name is not None and (name in ("", ".", "..") or "/" in name or os.sep in name):
+        yield f"run.name={name} must be the plain name of a folder; run.dir says where it stands"
+
+
 def _divides(number: int, by: int, number_key: str, by_key: str) -> Iterator[str]:
     """A sentence where `by` doesn't divide `number`, with the nearest values of `by` that would."""
     if by < 1 or number < 1 or number % by == 0:
@@ -95,7 +131,7 @@ def _model(recipe: Recipe) -> Iterator[str]:
     if head_dim % 2:
         yield f"the head dimension {head_dim} must be even for rotary embeddings: change model.head_dim"
     scaling = model.rope_scaling
-    if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
         yield (
             f"model.rope_scaling.high_freq_factor={scaling.high_freq_factor} must be above "
             f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor}"
@@ -128,7 +164,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
     optim = recipe.optim
     if optim.min_lr > optim.lr:
         yield f"optim.min_lr={optim.min_lr} is above optim.lr={optim.lr}"
-    if optim.clip is not None and optim.clip <= 0:
+    if optim.clip is not None and not optim.clip > 0:
         yield f"optim.clip={optim.clip} must be above 0; optim.clip=null switches clipping off"
 
 
@@ -143,6 +179,8 @@ def _sources(recipe: Recipe) -> Iterator[str]:
             yield f"{key}.streaming=true can't hold documents out: give data.validation.paths instead"
     for path in data.validation.paths:
         yield from _missing("data.validation.paths", path)
+    if data.validation.fraction and data.validation.paths:
+        yield "give data.validation.fraction or data.validation.paths, not both"
     if not 0 <= data.validation.fraction < 1:
         yield f"data.validation.fraction={data.validation.fraction} must be at least 0 and below 1"
     if data.tokenizer.path is not None:
@@ -155,7 +193,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[str]:
-    if source.weight <= 0:
+    if not 0 < source.weight < math.inf:
         yield f"{key}.weight={source.weight} must be above 0"
     if source.format == "stdlib":
         return
@@ -170,7 +208,7 @@ def _source(key: str, source: SourceConfig) -> Iterator[str]:
 
 def _missing(key: str, path: str) -> Iterator[str]:
     expanded = Path(path).expanduser()
-    is_glob = any(mark in path for mark in "*?[")
+    is_glob = any(mark in path for mark in "*?[") and not expanded.exists()
     if is_glob and not any(Path(expanded.anchor or ".").glob(str(expanded.relative_to(expanded.anchor)))):
         yield f"{key}: no file matches {path}"
     elif not is_glob and not expanded.exists():
@@ -179,7 +217,11 @@ def _missing(key: str, path: str) -> Iterator[str]:
 
 def _layout(recipe: Recipe) -> Iterator[str]:
     degrees = recipe.parallel
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    said_world = os.environ.get("WORLD_SIZE", "1")
+    if not said_world.isdigit():
+        yield f"WORLD_SIZE={said_world} in the environment is no number: unset it or start with torchrun"
+        return
+    world = int(said_world)
     product, said = 1, []
     for axis in ("dp_replicate", "dp_shard", "tp", "pp", "ep"):
         degree = getattr(degrees, axis)
@@ -192,4 +234,4 @@ def _layout(recipe: Recipe) -> Iterator[str]:
         yield f"this version trains in one process and was started on {world} ranks: start one"
 
 
-CHECKS = (_words, _signs, _model, _batch, _schedule, _sources, _layout)
+CHECKS = (_words, _signs, _ranges, _run, _model, _batch, _schedule, _sources, _layout)

@@ -49,10 +49,10 @@ def load_recipe(overrides: Sequence[str] = ()) -> Recipe:
         return _to_recipe(config, name)
 
 
-def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
+def run_with_recipe(job: Callable[[Recipe], None], verb: str, argv: Sequence[str]) -> None:
     """Run `job` under Hydra's own command line: overrides, --cfg, --help, --multirun, completion.
 
-    `argv` is what follows the verb.
+    `argv` is what follows `verb`.
     """
 
     def entry(config: DictConfig) -> None:
@@ -61,7 +61,15 @@ def run_with_recipe(job: Callable[[Recipe], None], argv: Sequence[str]) -> None:
         except TrainwrightError as error:
             raise _PastHydra(error) from error
 
+    if {"-m", "--multirun"} & {*argv} and (
+        name := next((w for w in argv if re.match("run.name=[^,]*$", w)), None)
+    ):
+        raise BadRequest(
+            f"{name} would put every run of the sweep into one folder: leave it out or sweep it too"
+        )
     sys.argv = ["trainwright", *hydra_words(argv)]  # where Hydra reads its words
+    if {"-h", "--help"} & {*argv}:
+        sys.argv.insert(1, f"hydra.help.app_name='trainwright {verb}'")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it would swallow the tracebacks that we translate
     with plain_errors(argv):
         try:
@@ -80,7 +88,15 @@ class _PastHydra(BaseException):
 
 
 def hydra_words(words: Sequence[str]) -> list[str]:
-    """`words` as Hydra takes them: it can't make a new entry of `data.mix` from ``data.mix.NAME.key=value``."""
+    """`words` as Hydra takes them: it can't make a new entry of `data.mix` from ``data.mix.NAME.key=value``.
+
+    Raises:
+        BadRequest: a ``+key=value`` that Hydra would add though no recipe has such a key.
+    """
+    for word in words:
+        key = word.lstrip("+").split("=")[0]
+        if word.startswith("+") and not key.startswith("hydra.") and not _known(key):
+            raise BadRequest(_unknown(key))
     return [re.sub(r"^data\.mix\.([^.=]+)\.([^.=]+)=(.*)$", r"++data.mix={\1:{\2:\3}}", word) for word in words]
 
 
@@ -129,7 +145,7 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str:
         keys = [unknown.group(1)] if unknown.group(1) else re.findall(r"full_key: (\S+)", text)
         for key in keys:
             if not _known(key):
-                return f"{key} is not a key of a recipe; the nearest is {_nearest(key, list(recipe_keys()))}"
+                return _unknown(key)
     if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         group, name = option.groups()
         known = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
@@ -138,6 +154,12 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str:
         key = re.search(r"full_key: (\S+)", text)
         where = key.group(1) if key else "a key"
         return f"{where} takes a value of type {config.group(2).lower()}, not {config.group(1)!r}"
+    if merged := re.search(r"Error merging override ([^=\s]+)=(\S+)", text):
+        key, value = merged.groups()
+        hint = f" takes a list: {key}=[{value}]" if value[0] not in "[{" else f" doesn't take {value}"
+        return key + hint
+    if "Ambiguous value" in text:
+        return "several values for one key, as in key=1,2, are a sweep: add --multirun"
     for override in overrides:  # a group's option without an equals sign, a stray bracket
         if override in text and "parsing override" in text:
             return f"{override!r} is not of the form key=value"
@@ -153,6 +175,10 @@ def recipe_keys(schema: type = Recipe, prefix: str = "") -> Iterator[str]:
             if is_dataclass(kind):
                 nested = "NAME." if getattr(hints[item.name], "__origin__", None) is dict else ""
                 yield from recipe_keys(cast(type, kind), f"{prefix}{item.name}.{nested}")
+
+
+def _unknown(key: str) -> str:
+    return f"{key} is not a key of a recipe; the nearest is {_nearest(key, list(recipe_keys()))}"
 
 
 def _known(key: str) -> bool:

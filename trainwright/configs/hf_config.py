@@ -94,7 +94,9 @@ def to_hf(config: ModelConfig, *, eos: int | list[int] | None, bos: int | None, 
             f"model.hidden_size={config.hidden_size} is not a multiple of model.num_attention_heads={heads}, "
             "which Transformers' Llama asks for whatever the head dimension: it can't be exported"
         )
-    scaling = config.rope_scaling and {"rope_type": "llama3"} | asdict(config.rope_scaling)
+    scaling = None
+    if config.rope_scaling.factor != 1.0:
+        scaling = {"rope_type": "llama3"} | asdict(config.rope_scaling)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -134,7 +136,7 @@ def _rope(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         _must_be(at + "partial_rotary_factor", rope["partial_rotary_factor"], 1.0, source)
     # The section's own value goes before the one beside it, as in Transformers 5.
     theta = next((c["rope_theta"] for c in (rope, config) if c.get("rope_theta") is not None), 10000.0)
-    scaling = None
+    scaling = RopeScaling()
     if kind == "llama3":
         scaling = RopeScaling(**{key: _value(rope, key, kind, source, at) for key, kind in SCALING.items()})
     return {

@@ -24,7 +24,7 @@ class RunConfig:
 class RopeScaling:
     """Llama 3.1's frequency scaling (Transformers' `rope_scaling`, `rope_type: llama3`)."""
 
-    factor: float = 8.0
+    factor: float = 1.0  # 1: no scaling; Llama 3.1's own is 8
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
@@ -45,7 +45,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     coalesce: bool = True  # store q, k, v as one matrix and gate, up as one; the initial values don't change
@@ -139,13 +139,13 @@ class ParallelConfig:
     sp: bool | None = None  # on with tp unless given
     pp: int = 1
     ep: int = 1
-    zero: int = 3
+    zero: int = 3  # 0 to 3; says nothing in one process
     engine: str = one_of("fsdp2")
 
 
 @dataclass
 class CheckpointConfig:
-    every: int | None = None  # steps; the last step is always saved
+    every: int | None = 500  # steps; null: only the last, which is always saved
     keep: int = 2  # how many of the newest to keep
 
 

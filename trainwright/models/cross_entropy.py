@@ -17,8 +17,8 @@ CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB in fp32
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        want_hidden, want_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, want_grads: bool) -> Tensor:
+        want_hidden, want_weight = (want and want_grads for want in ctx.needs_input_grad[:2])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight: Tensor | None = None
@@ -45,13 +45,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
         return (
-            None if grad_hidden is None else grad_hidden.mul_(grad.to(grad_hidden.dtype)),
+            None if grad_hidden is None else grad_hidden.mul_(grad),
             None if grad_weight is None else grad_weight.mul_(grad).to(ctx.weight_dtype),
+            None,
             None,
         )
 
@@ -72,6 +73,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Its gradient can be taken once.
     """
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, targets.flatten()
+        hidden.flatten(0, -2), weight, targets.flatten(), torch.is_grad_enabled()
     )
     return loss

@@ -164,8 +164,3 @@ class Llama(nn.Module):
             x = layer(x, rope, mask, None if cache is None else cache[index])
         result: Tensor = self.lm_head(self.norm(x), targets)
         return result
-
-
-def build(config: ModelConfig, kernel: AttentionKernel | None = None) -> Llama:
-    """The model with memory for its weights but no values in it (under a meta device: no memory)."""
-    return Llama(config, kernel)

@@ -16,7 +16,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     # On the CPU wherever the model is built: the same on every device, and there under a meta device.
     pairs = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / config.rope_theta ** (pairs / dim)
-    return frequencies if config.rope_scaling is None else _llama3(frequencies, config.rope_scaling)
+    scaling = config.rope_scaling
+    return frequencies if scaling.factor == 1.0 else _llama3(frequencies, scaling)
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

@@ -1,11 +1,13 @@
 """The training loop: one for every task, stepper and device."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from trainwright.configs.schema import OptimConfig, TrainConfig
+from trainwright.errors import NumericalFailure
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.observers.base import Metrics, Observer
 from trainwright.trainers.platform.base import Platform
@@ -42,6 +44,9 @@ def train_steps(
             break
 
         target_tokens = int((batch.targets != IGNORE).sum())
+        if target_tokens == 0:  # lanes of this turn are past their end and others aren't: not a step
+            progress.cursor = batch.cursor
+            continue
         loss_sum = stepper.forward_backward(batch, target_tokens)
         grad_norm = stepper.grad_norm()
         lr = learning_rate(optim, total_steps, progress.step + 1)
@@ -49,6 +54,11 @@ def train_steps(
         param_norm = stepper.param_norm()
         facts = torch.stack((loss_sum / target_tokens, grad_norm, param_norm)).tolist()  # the one wait
         step_time = time.perf_counter() - started
+        if not all(map(math.isfinite, facts)):
+            raise NumericalFailure(
+                f"step {progress.step + 1} has loss {facts[0]}, gradient norm {facts[1]} and parameter norm "
+                f"{facts[2]}: lower optim.lr or raise optim.warmup_steps, and start again"
+            )
 
         progress.step += 1
         progress.tokens += target_tokens

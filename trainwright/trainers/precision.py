@@ -53,4 +53,5 @@ def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
     return hook
 
 
+COMPUTE_DTYPE = {"fp32": torch.float32, "mixed": torch.bfloat16}
 WEIGHTS: dict[str, type[Weights]] = {"fp32": Weights, "mixed": MasterWeights}

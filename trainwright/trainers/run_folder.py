@@ -2,18 +2,18 @@
 
 import importlib.metadata
 import platform as host
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from trainwright import __version__
-from trainwright.configs.schema import Recipe
+from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.errors import BadRequest
 
 PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datasets")
 
-# What the data cursor counts: another value of any of these and its numbers mean other documents.
+# What the data cursor counts in: another value of any of these and its numbers mean other documents.
 STREAM_KEYS = (
     *("seed", "train.seq_len", "data.format", "data.paths", "data.pattern", "data.document", "data.text_key"),
     *("data.subset", "data.split", "data.on_error", "data.mix", "data.max_piece_bytes", "data.document_mask"),
@@ -45,18 +45,30 @@ def set_aside(folder: Path) -> Path | None:
     return folder.rename(aside)
 
 
-def check_same_stream(recipe: Recipe, checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint whose data cursor counts in another stream.
+# What a Llama's parameters are: their names and shapes, and what they compute.
+MODEL_KEYS = tuple(
+    f"model.{item.name}" for item in fields(ModelConfig) if item.name not in ("pretrained", "initializer_range")
+)
+
+
+def check_same_run(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint of another model, or whose data cursor counts in another stream.
 
     Raises:
         BadRequest: the first key that differs, with both values.
     """
     before = OmegaConf.load(checkpoint / "config.yaml")
     now = OmegaConf.create(asdict(recipe))
-    for key in STREAM_KEYS:
+    for key in (*STREAM_KEYS, *MODEL_KEYS):
         was, asked = OmegaConf.select(before, key), OmegaConf.select(now, key)
         if was != asked:
             raise BadRequest(
-                f"the checkpoint {checkpoint} was trained with {key}={was} and the recipe says {asked}, which "
-                "is another stream of data: keep the value, or start afresh with another run.name"
+                f"the checkpoint {checkpoint} was made with {key}={was} and the recipe says {asked}: keep the "
+                "value, or start afresh with another run.name"
             )
+
+
+def epochs_of(checkpoint: Path) -> int | None:
+    """The `train.epochs` that a checkpoint was made with."""
+    epochs: int | None = OmegaConf.select(OmegaConf.load(checkpoint / "config.yaml"), "train.epochs")
+    return epochs

@@ -18,12 +18,11 @@ from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
 from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.precision import COMPUTE_DTYPE
 from trainwright.trainers.progress import Progress
-from trainwright.trainers.run_folder import check_same_stream, config_text, run_folder, set_aside
+from trainwright.trainers.run_folder import check_same_run, config_text, epochs_of, run_folder, set_aside
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.pretrain import Pretraining
-
-COMPUTE_DTYPE = {"fp32": torch.float32, "mixed": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,6 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     platform = choose_platform(recipe.platform)
     platform.prepare()
     folder = run_folder(recipe)
-    if recipe.resume == "none":
-        set_aside(folder)
     start = find_start(recipe, folder)
     if start.progress.ended or start.progress.step >= (recipe.train.steps or math.inf):
         _say_finished(recipe, folder, start.progress)
@@ -58,10 +55,13 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     model = task.build_model(platform)
     stepper = EagerStepper(model, task.loss, recipe, platform.device)
     if start.checkpoint is not None:
-        read_state(start.checkpoint, stepper.state_dict())
-        stepper.weights.publish()
+        state = stepper.state_dict()
+        read_state(start.checkpoint, state)
+        stepper.load_state_dict(state)
     validation = task.open_validation()
 
+    if recipe.resume == "none":
+        set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = config_text(recipe, platform.describe())
     (folder / "config.yaml").write_text(config)
@@ -113,13 +113,17 @@ def find_start(recipe: Recipe, folder: Path) -> Start:
         BadRequest: the named checkpoint isn't whole, or is of another stream of data.
     """
     passed_over: list[tuple[Path, str]] = []
-    path = newest_whole(folder / "checkpoints", lambda *fault: passed_over.append(fault))
+    path = None
+    if recipe.resume != "none":
+        path = newest_whole(folder / "checkpoints", lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
         path = require_whole(Path(recipe.resume).expanduser())
     if path is None:
         return Start(None, Progress(0, 0, np.empty((0, 0), np.int64)), passed_over)
-    check_same_stream(recipe, path)
-    return Start(path, read_progress(path), passed_over)
+    check_same_run(recipe, path)
+    progress = read_progress(path)
+    progress.ended = progress.ended and epochs_of(path) == recipe.train.epochs
+    return Start(path, progress, passed_over)
 
 
 def _say_start(run: Run, start: Start, validation: list[Batch] | None) -> None:
@@ -142,9 +146,11 @@ def unigram_entropy(batches: list[Batch]) -> float:
 
 
 def _say_finished(recipe: Recipe, folder: Path, progress: Progress) -> None:
-    why = "its data has ended" if progress.ended else "it is finished"
+    why, more = "it is finished", f"train.steps={2 * progress.step}"
+    if progress.ended:
+        why, more = "its data has ended", f"train.epochs={(recipe.train.epochs or 0) + 1}"
     print(
-        f"{folder} is at step {progress.step} and {why}: go on with run.name={recipe.run.name} "
-        f"train.steps={2 * progress.step}, or start afresh with resume=none",
+        f"{folder} is at step {progress.step} and {why}: go on with run.name={recipe.run.name} {more}, "
+        "or start afresh with resume=none",
         file=sys.stderr,
     )

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from trainwright.configs.schema import ModelConfig
-from trainwright.models.llama import build
+from trainwright.models.llama import Llama
 from trainwright.models.llama_plan import llama_plan
 from trainwright.trainers.parallel.plan import styles_of
 
@@ -14,7 +14,7 @@ def config(request) -> ModelConfig:
 
 
 def test_a_llamas_plan_covers_every_module_with_weights(config):
-    styles = styles_of(build(config), llama_plan(config))
+    styles = styles_of(Llama(config), llama_plan(config))
     columns = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
     if not config.coalesce:
         columns = [f"self_attn.{name}_proj" for name in "qkv"] + ["mlp.gate_proj", "mlp.up_proj"]
@@ -29,31 +29,31 @@ def test_a_llamas_plan_covers_every_module_with_weights(config):
 
 def test_a_tied_model_is_covered_too(config):
     config.tie_word_embeddings = True
-    assert Counter(styles_of(build(config), llama_plan(config)).values())["vocabulary"] == 2
+    assert Counter(styles_of(Llama(config), llama_plan(config)).values())["vocabulary"] == 2
 
 
 def test_the_plan_of_the_other_way_of_storing_is_refused(config):
     other = ModelConfig(**vars(config) | {"coalesce": not config.coalesce})
     with pytest.raises(ValueError, match=r"misses the module layers\.0\.self_attn\.q"):
-        styles_of(build(config), llama_plan(other))
+        styles_of(Llama(config), llama_plan(other))
 
 
 def test_a_module_that_the_plan_misses_is_named(config):
     plan = {name: style for name, style in llama_plan(config).items() if name != "layers.*.mlp.down_proj"}
     with pytest.raises(ValueError, match=r"misses the module layers\.0\.mlp\.down_proj"):
-        styles_of(build(config), plan)
+        styles_of(Llama(config), plan)
 
 
 def test_a_module_that_the_model_lacks_is_named(config):
     plan = llama_plan(config) | {"layers.*.mlp.router": "replicate"}
     with pytest.raises(ValueError, match=r"names layers\.\*\.mlp\.router, which the model doesn't have"):
-        styles_of(build(config), plan)
+        styles_of(Llama(config), plan)
 
 
 def test_a_star_is_one_number():
     config = ModelConfig(num_hidden_layers=1)
     plan = llama_plan(config)
     plan = {name.replace("layers.*", "layers.0"): style for name, style in plan.items()}
-    assert styles_of(build(config), plan)["layers.0.self_attn.o_proj"] == "row"
+    assert styles_of(Llama(config), plan)["layers.0.self_attn.o_proj"] == "row"
     with pytest.raises(ValueError, match=r"names \*\.0"):
-        styles_of(build(config), plan | {"*.0.self_attn.o_proj": "row"})
+        styles_of(Llama(config), plan | {"*.0.self_attn.o_proj": "row"})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainwright.trainers.checkpoint.manifest import write_manifest
@@ -34,7 +35,10 @@ def save_checkpoint(
         (partial / STATE).mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
-            save(dict(state), checkpoint_id=partial / STATE, no_dist=True)
+            try:
+                save(dict(state), checkpoint_id=partial / STATE, no_dist=True)
+            except CheckpointException as error:  # a BaseException that holds what went wrong on each rank
+                raise OSError("; ".join(str(cause) for cause, _ in error.failures.values())) from error
         (partial / PROGRESS).write_text(json.dumps(_progress_json(progress)) + "\n")
         (partial / CONFIG).write_text(config)
         write_manifest(partial)
@@ -42,17 +46,22 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    replaced = path.with_suffix(".replaced")
+    if path.exists():
+        path.rename(replaced)
     partial.rename(path)
     _flush_to_disk(folder)
-    for old in list_checkpoints(folder)[:-keep]:
+    # What is later than this step was damaged and passed over when the run resumed.
+    checkpoints = list_checkpoints(folder)
+    here = checkpoints.index(path)
+    for old in (replaced, *checkpoints[: max(0, here + 1 - keep)], *checkpoints[here + 1 :]):
         shutil.rmtree(old, ignore_errors=True)
     return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run by step, oldest first, whether or not they are whole."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.suffix != ".partial")
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if not path.suffix)
 
 
 def _progress_json(progress: Progress) -> dict[str, Any]:

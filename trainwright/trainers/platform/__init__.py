@@ -21,5 +21,6 @@ def choose_platform(name: str) -> Platform:
     if name == "auto":
         name = found if found in PLATFORMS else "cpu"
     if name not in ("cpu", found):
-        raise BadRequest(f"platform={name}: torch finds no {name} device here; use platform={found}")
+        there = found if found in PLATFORMS else "cpu"
+        raise BadRequest(f"platform={name}: torch finds no {name} device here; use platform={there}")
     return PLATFORMS[name]()

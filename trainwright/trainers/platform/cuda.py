@@ -21,9 +21,8 @@ class Cuda(Platform):
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     def prepare(self) -> None:
-        """Take this rank's GPU, and TF32 for fp32 matrix multiplication."""
+        """Take this rank's GPU."""
         torch.cuda.set_device(self.device)
-        torch.set_float32_matmul_precision("high")
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -38,7 +37,7 @@ class Cuda(Platform):
         return torch.cuda.max_memory_reserved(self.device) / 2**30
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
-        """The data sheet's bf16 rate; none for fp32, whose rate depends on TF32."""
+        """The data sheet's bf16 rate; none for fp32."""
         if dtype != torch.bfloat16:
             return None
         name = self.describe()

@@ -66,10 +66,12 @@ class EagerStepper:
     def update(self, lr: float, clip: float | None, skip: bool = False) -> None:
         """See `Stepper`."""
         if not skip:
+            scale = None
             if clip is not None:
                 norm = self.grad_norm() if self._norm is None else self._norm
                 # The fused kernel divides by it as it reads the gradients: clipping takes no pass of its own.
-                setattr(self.optimizer, "grad_scale", ((norm + 1e-6) / clip).clamp(min=1.0))  # noqa: B010
+                scale = ((norm + 1e-6) / clip).clamp(min=1.0)
+            setattr(self.optimizer, "grad_scale", scale)  # noqa: B010
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()

@@ -68,7 +68,8 @@ class Pretraining:
         prompt = self.recipe.monitor.sample_prompt
         if prompt is None:
             return None
-        ids = torch.tensor([self.tokenizer.encode(prompt).tolist()], device=device)
+        words = self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eos]  # what a new document follows
+        ids = torch.tensor([words], device=device)
         generator = torch.Generator(device).manual_seed(self.recipe.seed)
         written = generate(
             cast(Llama, model),
