@@ -67,25 +67,16 @@ def run_transformers(precision: str, masks: bool, steps: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from trainwright.configs.compose import load_recipe
+    from trainwright.configs.hf_config import to_hf
     from trainwright.trainers.data.stream import open_stream
     from trainwright.trainers.data.tokenizer import load_tokenizer
 
     recipe = load_recipe(recipe_words(precision, masks, steps, "."))
     with open_stream(recipe, load_tokenizer(recipe)) as stream:
         batches = [next(stream) for _ in range(steps)]
-    shape = recipe.model
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_hidden_layers,
-            num_attention_heads=shape.num_attention_heads,
-            max_position_embeddings=shape.max_position_embeddings,
-            use_cache=False,
-        )
-    )
+    shape = to_hf(recipe.model, eos=None, bos=None, dtype="float32")
+    model = LlamaForCausalLM(LlamaConfig(**shape | {"use_cache": False}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     for batch in batches:
         started = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-from trainwright.errors import TrainwrightError
+from trainwright.errors import BadRequest, TrainwrightError
 
 
 class Verb(NamedTuple):
@@ -78,8 +78,6 @@ def _completion_words(words: list[str]) -> list[str]:
 
 
 def _run(name: str, words: list[str]) -> None:
-    from trainwright.errors import BadRequest
-
     if name not in VERBS:
         raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
     from trainwright.configs.compose import run_with_recipe

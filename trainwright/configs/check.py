@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,7 @@ POSITIVE = [
 
 def _signs(recipe: Recipe) -> Iterator[str]:
     for key in POSITIVE:
-        value: Any = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = attrgetter(key)(recipe)
         if value is not None and value < 1:
             yield f"{key}={value} must be at least 1"
 
@@ -97,9 +96,7 @@ RANGES = (
 
 def _ranges(recipe: Recipe) -> Iterator[str]:
     for key, lowest, highest in RANGES:
-        value: Any = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = attrgetter(key)(recipe)
         if not (math.isfinite(value) and lowest <= value <= highest):
             above = "" if highest == math.inf else f" and at most {highest}"
             yield f"{key}={value} must be a number of at least {lowest}{above}"

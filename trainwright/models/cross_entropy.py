@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+IGNORE = -100  # a position without a target, as in PyTorch's own cross-entropy
 CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB in fp32
 
 

@@ -10,7 +10,10 @@ class Weights:
     """A model's weights as the optimizer sees them: its own parameters, in fp32.
 
     by_name: the tensors to update, under the model's parameter names; their `.grad` is filled by backward.
+    computes_in: the dtype of the model's own matrix products.
     """
+
+    computes_in = torch.float32
 
     def __init__(self, model: nn.Module) -> None:
         self.by_name: dict[str, Tensor] = dict(model.named_parameters())
@@ -26,11 +29,13 @@ class MasterWeights(Weights):
     accumulate in fp32 and the two sets of gradients are never both alive.
     """
 
+    computes_in = torch.bfloat16
+
     def __init__(self, model: nn.Module) -> None:
         self.by_name = {
             name: nn.Parameter(parameter.detach().float()) for name, parameter in model.named_parameters()
         }
-        model.to(torch.bfloat16)
+        model.to(self.computes_in)
         self._computed: list[Tensor] = list(model.parameters())
         for master, parameter in zip(self.by_name.values(), self._computed, strict=True):
             parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
@@ -53,5 +58,4 @@ def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
     return hook
 
 
-COMPUTE_DTYPE = {"fp32": torch.float32, "mixed": torch.bfloat16}
 WEIGHTS: dict[str, type[Weights]] = {"fp32": Weights, "mixed": MasterWeights}

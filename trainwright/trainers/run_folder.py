@@ -5,7 +5,7 @@ import platform as host
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainwright import __version__
 from trainwright.configs.schema import ModelConfig, Recipe
@@ -51,13 +51,14 @@ MODEL_KEYS = tuple(
 )
 
 
-def check_same_run(recipe: Recipe, checkpoint: Path) -> None:
+def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint of another model, or whose data cursor counts in another stream.
+
+    before: the checkpoint's config.yaml.
 
     Raises:
         BadRequest: the first key that differs, with both values.
     """
-    before = OmegaConf.load(checkpoint / "config.yaml")
     now = OmegaConf.create(asdict(recipe))
     for key in (*STREAM_KEYS, *MODEL_KEYS):
         was, asked = OmegaConf.select(before, key), OmegaConf.select(now, key)
@@ -66,9 +67,3 @@ def check_same_run(recipe: Recipe, checkpoint: Path) -> None:
                 f"the checkpoint {checkpoint} was made with {key}={was} and the recipe says {asked}: keep the "
                 "value, or start afresh with another run.name"
             )
-
-
-def epochs_of(checkpoint: Path) -> int | None:
-    """The `train.epochs` that a checkpoint was made with."""
-    epochs: int | None = OmegaConf.select(OmegaConf.load(checkpoint / "config.yaml"), "train.epochs")
-    return epochs

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state, require_whole
+from trainwright.trainers.checkpoint.save import CONFIG
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.flops import training_flops_per_token
 from trainwright.trainers.loop import train_steps, validation_loss
@@ -18,9 +20,9 @@ from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
 from trainwright.trainers.platform import choose_platform
-from trainwright.trainers.precision import COMPUTE_DTYPE
+from trainwright.trainers.precision import WEIGHTS
 from trainwright.trainers.progress import Progress
-from trainwright.trainers.run_folder import check_same_run, config_text, epochs_of, run_folder, set_aside
+from trainwright.trainers.run_folder import check_same_run, config_text, run_folder, set_aside
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.pretrain import Pretraining
 
@@ -87,7 +89,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
                 optim=recipe.optim,
                 total_steps=run.total_steps,
                 flops_per_token=training_flops_per_token(recipe.model, recipe.train.seq_len),
-                peak_flops=platform.peak_flops(COMPUTE_DTYPE[recipe.precision.mode]),
+                peak_flops=platform.peak_flops(WEIGHTS[recipe.precision.mode].computes_in),
             )
             if progress.ended and validation:
                 run.emit("validation", step=progress.step, val_loss=validation_loss(stepper, validation))
@@ -120,9 +122,10 @@ def find_start(recipe: Recipe, folder: Path) -> Start:
         path = require_whole(Path(recipe.resume).expanduser())
     if path is None:
         return Start(None, Progress(0, 0, np.empty((0, 0), np.int64)), passed_over)
-    check_same_run(recipe, path)
+    before = OmegaConf.load(path / CONFIG)
+    check_same_run(recipe, before, path)
     progress = read_progress(path)
-    progress.ended = progress.ended and epochs_of(path) == recipe.train.epochs
+    progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs
     return Start(path, progress, passed_over)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = -100  # a position without a target, as in PyTorch's cross-entropy
+from trainwright.models.cross_entropy import IGNORE
+
+__all__ = ["IGNORE", "Batch"]
 
 
 @dataclass(frozen=True)

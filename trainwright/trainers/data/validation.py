@@ -63,12 +63,10 @@ def _sequences(recipe: Recipe, tokenizer: Tokenizer, sources: list[Source]) -> I
     left = recipe.train.validate_sequences
     while not (batch := batcher.next()).ended:
         for row in range(lanes):
-            one = slice(row, row + 1)
-            if left and bool((batch.targets[one] != IGNORE).any()):
+            one = batch.sequences(row, row + 1)
+            if left and bool((one.targets != IGNORE).any()):
                 left -= 1
-                yield replace(
-                    batch, tokens=batch.tokens[one], targets=batch.targets[one], documents=batch.documents[one]
-                )
+                yield one
         if not left:
             return
 
