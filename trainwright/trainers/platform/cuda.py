@@ -14,7 +14,7 @@ class Cuda(Platform):
     """NVIDIA GPUs, one a process."""
 
     name = "cuda"
-    backend = "nccl"
+    backend = "cpu:gloo,cuda:nccl"
     attention = "flex"
 
     def __init__(self) -> None:

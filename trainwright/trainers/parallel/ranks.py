@@ -1,0 +1,98 @@
+"""A process among those of its run: the process group, and the mesh of ranks with named axes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
+from trainwright.configs.schema import ParallelConfig
+from trainwright.trainers.platform.base import Platform
+
+TIMEOUT = timedelta(minutes=30)  # of every collective; the first may wait for another rank to index its data
+HOST = torch.device("cpu")
+AXES = ("dp_replicate", "dp_shard", "tp")  # outermost first: tensor-parallel peers are neighbours
+
+ALONE = Degrees()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. `Ranks()` is a process on its own, without a process group.
+
+    mesh: the ranks as an array of shape (dp_replicate, dp_shard, tp), its axes named by AXES.
+    data_rank, data_ranks: which share of every global batch is this rank's, the same for tensor-parallel peers.
+    tp_rank: which part of every cut weight is this rank's.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    degrees: Degrees = ALONE
+    data_rank: int = 0
+    data_ranks: int = 1
+    tp_rank: int = 0
+    mesh: DeviceMesh | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0: the one that speaks and writes the run's files."""
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank; what the others bring doesn't matter."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=HOST)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def one_a_node_first(self) -> Iterator[None]:
+        """The body runs on each node's first rank, then on the others, which find its caches filled."""
+        if self.local_rank > 0:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.local_rank == 0:
+            dist.barrier()
+
+
+@contextmanager
+def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
+    """Join the run that the launcher's environment describes, and leave it at the end."""
+    size = world_size()
+    if size == 1:
+        yield Ranks()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    dist.init_process_group(platform.backend, timeout=TIMEOUT)
+    try:
+        degrees = resolve_degrees(parallel, size)
+        mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
+        replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)
+        yield Ranks(
+            rank=rank,
+            size=size,
+            local_rank=local_rank,
+            degrees=degrees,
+            data_rank=replica * degrees.dp_shard + shard,
+            data_ranks=degrees.data,
+            tp_rank=tp,
+            mesh=mesh,
+        )
+    finally:
+        dist.destroy_process_group()
