@@ -10,6 +10,7 @@ from trainwright.configs.compose import load_recipe
 from trainwright.trainers.data.batch import IGNORE
 from trainwright.trainers.data.batcher import Batcher
 from trainwright.trainers.data.cursor import new_cursor
+from trainwright.trainers.data.dealing import owned_lanes
 from trainwright.trainers.data.indexed import IndexedSource
 from trainwright.trainers.data.tokenizer import END, Tokenizer, _wrap, train_bpe
 
@@ -85,6 +86,17 @@ def batcher(sources, *, lanes=4, batch_size=None, cursor=None, **options):
 def arrays(batch):
     """What of a batch must be equal."""
     return batch.tokens.tolist(), batch.targets.tolist(), batch.documents.tolist(), batch.cursor.tolist()
+
+
+def own_rows(batch, step, lanes, batch_size, rank, ranks):
+    """A rank's batch `step` (from a fresh start) without the blank rows at its end, which are looked at."""
+    turns = max(1, lanes // batch_size)
+    due = [lane for lane in owned_lanes(lanes, rank, ranks) if lane % turns == step % turns]
+    own = len(due) * max(1, batch_size // lanes)
+    assert (batch.tokens[own:] == tokenizer().eos).all()
+    assert (batch.targets[own:] == IGNORE).all()
+    assert (batch.documents[own:] == 0).all()
+    return batch.sequences(0, own)
 
 
 def until_ended(made: Batcher, at_most=10_000):

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -27,8 +28,10 @@ def test_any_text_comes_back(text):
     assert tokenizer().decode(tokenizer().encode(text)) == text
 
 
-def test_a_document_that_spells_the_end_of_text_does_not_end():
-    tok = tokenizer()
+@pytest.mark.parametrize("travel", [lambda tok: tok, lambda tok: pickle.loads(pickle.dumps(tok))])
+def test_a_document_that_spells_the_end_of_text_does_not_end(travel):
+    """Nor where the tokenizer came from another rank."""
+    tok = travel(tokenizer())
     ids = tok.encode(f"one{END}two")
     assert tok.eos not in ids.tolist()
     assert tok.decode(ids) == f"one{END}two"

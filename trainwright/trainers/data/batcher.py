@@ -8,6 +8,7 @@ import torch
 from trainwright.errors import BadRequest
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.data.cursor import GIVEN, IDENTITY
+from trainwright.trainers.data.dealing import owned_lanes, rows_in_a_batch
 from trainwright.trainers.data.lane import Lane
 from trainwright.trainers.data.packing import pack
 from trainwright.trainers.data.refill import Refill
@@ -15,13 +16,8 @@ from trainwright.trainers.data.source import Source
 from trainwright.trainers.data.tokenizer import Tokenizer
 
 
-def owned_lanes(lanes: int, rank: int, ranks: int) -> range:
-    """The contiguous lanes of a data-parallel rank, dealt as evenly as they go."""
-    return range(rank * lanes // ranks, (rank + 1) * lanes // ranks)
-
-
 class Batcher:
-    """Makes one rank's batches, one after the other.
+    """Makes one rank's batches, one after the other, each of as many rows as the other ranks' have.
 
     Args:
         cursor: the whole cursor, (lanes, width), all ranks' rows.
@@ -59,6 +55,7 @@ class Batcher:
         # it follows from the cursor also where the batch size has changed.
         self._given = [int(cursor[turn :: self._turns, GIVEN].sum()) for turn in range(self._turns)]
         self._per_turn = lanes // self._turns * self._sequences
+        self._rows = rows_in_a_batch(lanes, batch_size, ranks)
 
         ends = [None if not (epochs and source.pieces) else epochs * source.pieces for source in sources]
         weights = [source.weight for source in sources]
@@ -81,7 +78,7 @@ class Batcher:
         for lane in lanes:
             self._cursor[lane.number - self._lanes[0].number, :IDENTITY] = lane.row()
         packed = pack(rows, width, self._seq_len, self._tokenizer.eos, self._document_mask)
-        return Batch(
+        batch = Batch(
             tokens=torch.from_numpy(packed.tokens),
             targets=torch.from_numpy(packed.targets),
             documents=torch.from_numpy(packed.documents),
@@ -89,6 +86,7 @@ class Batcher:
             epoch=float(self._cursor[:, : self._sources].sum() * self._epochs_per_piece),
             ended=all(lane.ended for lane in self._lanes),
         )
+        return batch.filled_up(self._rows, self._tokenizer.eos)
 
     def buffered(self) -> int:
         """The tokens held for batches to come."""

@@ -36,6 +36,9 @@ class Tokenizer:
     eos: int
     bos: int | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _wrap, (self.inner, self.eos, self.bos)  # pickling `inner` loses its encode_special_tokens
+
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
         """The narrowest integers that hold an id."""

@@ -42,10 +42,10 @@ def open_validation(
     if not rows:
         return None
     size, total = recipe.train.micro_batch_size, len(rows)
-    own = rows[rank * total // ranks : (rank + 1) * total // ranks]
+    first, end = rank * total // ranks, (rank + 1) * total // ranks
     batches = math.ceil(math.ceil(total / ranks) / size)
-    own += [_blank(recipe.train.seq_len, tokenizer.eos, rows[0])] * (batches * size - len(own))
-    return [_join(own[start : start + size]) for start in range(0, batches * size, size)]
+    own = _join(rows).sequences(first, end).filled_up(batches * size, tokenizer.eos)
+    return [own.sequences(start, start + size) for start in range(0, batches * size, size)]
 
 
 def _sequences(recipe: Recipe, tokenizer: Tokenizer, sources: list[Source]) -> Iterator[Batch]:
@@ -69,15 +69,6 @@ def _sequences(recipe: Recipe, tokenizer: Tokenizer, sources: list[Source]) -> I
                 yield one
         if not left:
             return
-
-
-def _blank(seq_len: int, pad: int, like: Batch) -> Batch:
-    return replace(
-        like,
-        tokens=torch.full((1, seq_len), pad),
-        targets=torch.full((1, seq_len), IGNORE),
-        documents=torch.zeros((1, seq_len), dtype=torch.int32),
-    )
 
 
 def _join(rows: list[Batch]) -> Batch:
