@@ -6,6 +6,7 @@ import torch
 from trainwright.configs.schema import ModelConfig, RopeScaling
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 
 SHAPES = {
     # Multi-head attention, its own head.
@@ -54,7 +55,7 @@ def filled_model(config: ModelConfig, seed: int = 0) -> Llama:
     """A model of random weights, norms included, large enough that attention isn't uniform."""
     model = Llama(config)
     config = ModelConfig(**{**vars(config), "initializer_range": 0.2})
-    init_weights(model, config, seed)
+    init_weights(whole_pieces(model), config, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

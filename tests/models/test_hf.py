@@ -12,6 +12,7 @@ from trainwright.errors import BadRequest
 from trainwright.models import hf
 from trainwright.models.hf import load_hf, save_hf, write_to
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 
 transformers = pytest.importorskip("transformers")
 
@@ -59,7 +60,7 @@ def loaded(folder, coalesce: bool, dtype: torch.dtype = torch.float32) -> Llama:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    load_hf(folder, config, write_to(dict(model.named_parameters())))
+    load_hf(folder, config, write_to(whole_pieces(model)))
     return model
 
 

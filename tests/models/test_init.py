@@ -8,7 +8,7 @@ from trainwright.models import init
 from trainwright.models.counter_random import key_of, normal
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
-from trainwright.models.storage import stored_weights
+from trainwright.models.storage import stored_weights, whole_pieces
 
 
 def initial(config: ModelConfig, seed: int = 0, **changes) -> Llama:
@@ -17,7 +17,7 @@ def initial(config: ModelConfig, seed: int = 0, **changes) -> Llama:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    init_weights(model, config, seed)
+    init_weights(whole_pieces(model), config, seed)
     return model
 
 
@@ -56,7 +56,7 @@ def test_a_value_is_a_function_of_seed_name_row_and_column(config):
 @pytest.mark.parametrize("elements", [1, 999, 10**9])
 def test_how_many_rows_are_drawn_at_once_does_not_matter(config, elements, monkeypatch):
     expected = initial(config).state_dict()
-    monkeypatch.setattr(init, "ROWS_AT_ONCE", elements)
+    monkeypatch.setattr(init, "ELEMENTS_AT_ONCE", elements)
     for name, parameter in initial(config).state_dict().items():
         assert torch.equal(parameter, expected[name]), name
 
@@ -87,6 +87,6 @@ def test_matrices_are_normal_with_the_configured_deviation(config, std):
 
 def test_low_precision_starts_from_the_same_numbers_rounded(config):
     low = Llama(config).bfloat16()
-    init_weights(low, config, 0)
+    init_weights(whole_pieces(low), config, 0)
     for name, parameter in initial(config).state_dict().items():
         assert torch.equal(low.state_dict()[name], parameter.bfloat16()), name

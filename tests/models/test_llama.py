@@ -3,6 +3,7 @@ import torch
 
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 
 
 def test_a_model_built_without_memory_computes_once_it_has_some(config):
@@ -15,7 +16,7 @@ def test_a_model_built_without_memory_computes_once_it_has_some(config):
         model.lm_head.weight = model.embed_tokens.weight  # PyTorch's to_empty unties what is shared
     tokens = torch.arange(20).unsqueeze(0)
     for each in (model, expected):
-        init_weights(each, config, 0)
+        init_weights(whole_pieces(each), config, 0)
     assert torch.equal(model(tokens), expected(tokens))
 
 

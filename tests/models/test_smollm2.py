@@ -11,6 +11,7 @@ from trainwright.configs.schema import ModelConfig
 from trainwright.models.generate import generate
 from trainwright.models.hf import load_hf, save_hf, write_to
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
@@ -58,7 +59,7 @@ def sentence(folder) -> torch.Tensor:
 def ours(request, folder) -> Llama:
     config = ModelConfig(**read_hf_config(folder), coalesce=request.param)
     model = Llama(config)
-    load_hf(folder, config, write_to(dict(model.named_parameters())))
+    load_hf(folder, config, write_to(whole_pieces(model)))
     return model
 
 

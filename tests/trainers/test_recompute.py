@@ -4,6 +4,7 @@ import torch
 from tests.trainers.tiny import tiny_batch, tiny_recipe
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 from trainwright.trainers.recompute import recompute_activations
 
 
@@ -11,7 +12,7 @@ def run(mode: str) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
     """Bytes that the forward keeps for the backward, the loss and the gradients."""
     recipe, batch = tiny_recipe(), tiny_batch()
     model = Llama(recipe.model)
-    init_weights(model, recipe.model, 0)
+    init_weights(whole_pieces(model), recipe.model, 0)
     recompute_activations(model.layers, mode)
     weights = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}

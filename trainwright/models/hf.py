@@ -19,7 +19,7 @@ from torch import Tensor
 from trainwright.configs.hf_config import FILE, to_hf
 from trainwright.configs.schema import ModelConfig
 from trainwright.errors import BadRequest
-from trainwright.models.storage import head_dim, kv_heads, stored_weights
+from trainwright.models.storage import Piece, head_dim, kv_heads, stored_weights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -38,16 +38,17 @@ class _Weight(NamedTuple):
     rows: Tensor | None
 
 
-def write_to(state: Mapping[str, Tensor]) -> Write:
-    """What `load_hf` needs to fill the stored parameters `state` in place, in their own dtype."""
+def write_to(pieces: Mapping[str, Piece]) -> Write:
+    """What `load_hf` needs to fill `pieces` of stored parameters in place, in their own dtype."""
 
     @torch.no_grad()
     def write(stored: str, rows: Tensor | None, values: Tensor) -> None:
-        target = state[stored]
-        if rows is None:
-            target.copy_(values)
-        else:
-            target[rows.to(target.device)] = values.to(target.device, target.dtype)
+        piece = pieces[stored]
+        own, here = piece.rows_of(rows)
+        if values.dim() > 1:
+            values = values[:, piece.column : piece.column + piece.values.shape[1]]
+        target = piece.values
+        target[here.to(target.device)] = values[own].to(target.device, target.dtype)
 
     return write
 

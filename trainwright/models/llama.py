@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainwright.configs.schema import ModelConfig
 from trainwright.models.attention import AttentionKernel, Sdpa
-from trainwright.models.cross_entropy import linear_cross_entropy
+from trainwright.models.cross_entropy import VocabularyShard, linear_cross_entropy
 from trainwright.models.kv_cache import LayerCache
 from trainwright.models.norm import RmsNorm
 from trainwright.models.rope import inverse_frequencies, rope_tables, rotate
@@ -116,14 +116,19 @@ class Block(nn.Module):
 
 
 class Head(Linear):
-    """Logits, or with targets the summed loss without ever holding all logits."""
+    """Logits, or with targets the summed loss without ever holding all logits.
+
+    shard: set where the weight is the rows of some words only.
+    """
+
+    shard: VocabularyShard | None = None
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """(B, T, D) to logits (B, T, vocabulary), or to a float32 scalar in nats."""
         if targets is None:
             logits: Tensor = super().forward(x)
             return logits
-        return linear_cross_entropy(x, self.weight, targets)
+        return linear_cross_entropy(x, self.weight, targets, self.shard)
 
 
 class Llama(nn.Module):

@@ -1,7 +1,7 @@
 """How a Llama is cut by tensor and sequence parallelism (Megatron-LM, arXiv 1909.08053, 2205.05198)."""
 
 from trainwright.configs.schema import ModelConfig
-from trainwright.models.plan import Plan
+from trainwright.models.plan import Plan, Units
 
 PLAN: Plan = {
     "embed_tokens": "vocabulary",
@@ -21,7 +21,15 @@ SEPARATE: Plan = {
     "layers.*.mlp.up_proj": "column",
 }
 
+UNITS: Units = [["embed_tokens"], ["layers.*"], ["norm", "lm_head"]]
+TIED: Units = [["layers.*"], ["embed_tokens", "norm", "lm_head"]]  # one weight can't be in two units
+
 
 def llama_plan(config: ModelConfig) -> Plan:
     """The plan of a Llama of this configuration."""
     return PLAN | (COALESCED if config.coalesce else SEPARATE)
+
+
+def llama_units(config: ModelConfig) -> Units:
+    """What data-parallel ranks gather at a time of a Llama of this configuration."""
+    return TIED if config.tie_word_embeddings else UNITS

@@ -8,3 +8,6 @@ Style = Literal["column", "row", "vocabulary", "sequence", "replicate"]
 
 # From module name to style; a `*` stands for one number, such as a layer's.
 Plan = dict[str, Style]
+
+# Groups of module names in the order of the forward pass, whose weights data-parallel ranks gather together.
+Units = list[list[str]]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainwright.configs.blocks import gate_up_block as gate_up_block  # models take it from here
 from trainwright.configs.schema import ModelConfig
 
 
@@ -25,6 +26,31 @@ class SeparateWeight(NamedTuple):
     rows: Tensor | None = None
 
 
+class Piece(NamedTuple):
+    """A block of a stored parameter, such as a rank's shard: its values, and where in the whole it starts."""
+
+    values: Tensor
+    row: int = 0
+    column: int = 0
+
+    def rows_of(self, stored_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A separate weight's rows that lie in this piece: their numbers in that weight, and here.
+
+        stored_rows: as in `SeparateWeight`.
+        """
+        height = self.values.shape[0]
+        if stored_rows is None:
+            here = torch.arange(height)
+            return here + self.row, here
+        own = ((stored_rows >= self.row) & (stored_rows < self.row + height)).nonzero().squeeze(1)
+        return own, stored_rows[own] - self.row
+
+
+def whole_pieces(model: nn.Module) -> dict[str, Piece]:
+    """The parameters of a model that isn't sharded, by name."""
+    return {name: Piece(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def head_dim(config: ModelConfig) -> int:
     """Size of an attention head."""
     return config.head_dim or config.hidden_size // config.num_attention_heads
@@ -33,18 +59,6 @@ def head_dim(config: ModelConfig) -> int:
 def kv_heads(config: ModelConfig) -> int:
     """Number of key and value heads: fewer than the query heads with grouped-query attention."""
     return config.num_key_value_heads or config.num_attention_heads
-
-
-def gate_up_block(intermediate_size: int) -> int:
-    """Rows of gate (and of up) in a block of `gate_up_proj`: a function of the size alone.
-
-    As many blocks as tensor parallelism may want to part (a power of two, 32 at most), but no block so
-    narrow (under 128) that elementwise kernels over its columns lose their vector loops.
-    """
-    blocks = 32
-    while blocks > 1 and (intermediate_size % blocks or intermediate_size // blocks < 128):
-        blocks //= 2
-    return intermediate_size // blocks
 
 
 def qkv_rows(config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:

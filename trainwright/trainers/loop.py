@@ -9,7 +9,9 @@ import torch
 from trainwright.configs.schema import OptimConfig, TrainConfig
 from trainwright.errors import NumericalFailure
 from trainwright.trainers.data.batch import IGNORE, Batch
+from trainwright.trainers.facts import agree, count_all
 from trainwright.trainers.observers.base import Metrics, Observer
+from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.progress import Progress
 from trainwright.trainers.schedule import learning_rate
@@ -23,6 +25,7 @@ def train_steps(
     stream: Iterator[Batch],
     validation: Sequence[Batch] | None,
     observer: Observer,
+    ranks: Ranks,
     platform: Platform,
     train: TrainConfig,
     optim: OptimConfig,
@@ -33,31 +36,34 @@ def train_steps(
     """Train from `progress` to the last step or the data's end, whichever is first; keeps `progress` true.
 
     total_steps: where the schedule ends. flops_per_token, peak_flops: for `mfu`, which is left out where
-    the device's peak isn't known.
+    the device's peak isn't known. `param_norm` is that of the weights that made the step's loss.
     """
+    upcoming = next(stream)
+    count = count_all(upcoming, ranks, platform.device)
     while train.steps is None or progress.step < train.steps:
         started = time.perf_counter()
-        batch = next(stream)
-        data_time = time.perf_counter() - started
-        if batch.ended:
+        batch, (target_tokens, ended) = upcoming, count
+        if ended:
             progress.ended = True
             break
-
-        target_tokens = int((batch.targets != IGNORE).sum())
         if target_tokens == 0:  # lanes of this turn are past their end and others aren't: not a step
-            progress.cursor = batch.cursor
+            progress.cursor, upcoming = batch.cursor, next(stream)
+            count = count_all(upcoming, ranks, platform.device)
             continue
+
         loss_sum = stepper.forward_backward(batch, target_tokens)
-        grad_norm = stepper.grad_norm()
+        asked = time.perf_counter()
+        upcoming = next(stream)
+        data_time = time.perf_counter() - asked
+        facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, ranks)
         lr = learning_rate(optim, total_steps, progress.step + 1)
-        stepper.update(lr, optim.clip)
-        param_norm = stepper.param_norm()
-        facts = torch.stack((loss_sum / target_tokens, grad_norm, param_norm)).tolist()  # the one wait
+        stepper.update(lr, facts.grad_norm, optim.clip)
+        loss, grad_norm, param_norm, count = facts.read()
         step_time = time.perf_counter() - started
-        if not all(map(math.isfinite, facts)):
+        if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
             raise NumericalFailure(
-                f"step {progress.step + 1} has loss {facts[0]}, gradient norm {facts[1]} and parameter norm "
-                f"{facts[2]}: lower optim.lr or raise optim.warmup_steps, and start again"
+                f"step {progress.step + 1} has loss {loss}, gradient norm {grad_norm} and parameter norm "
+                f"{param_norm}: lower optim.lr or raise optim.warmup_steps, and start again"
             )
 
         progress.step += 1
@@ -66,10 +72,10 @@ def train_steps(
         metrics: Metrics = {
             "step": progress.step,
             "tokens": progress.tokens,
-            "loss": facts[0],
+            "loss": loss,
             "lr": lr,
-            "grad_norm": facts[1],
-            "param_norm": facts[2],
+            "grad_norm": grad_norm,
+            "param_norm": param_norm,
             "tokens_per_s": target_tokens / step_time,
             "step_time_s": step_time,
             "data_time_s": data_time,
@@ -77,9 +83,9 @@ def train_steps(
             "epoch": batch.epoch,
         }
         if peak_flops is not None:
-            metrics["mfu"] = target_tokens * flops_per_token / step_time / peak_flops
+            metrics["mfu"] = target_tokens * flops_per_token / step_time / (peak_flops * ranks.size)
         if validation and _validates(progress.step, train):
-            metrics["val_loss"] = validation_loss(stepper, validation)
+            metrics["val_loss"] = validation_loss(stepper, validation, ranks)
         observer.on_step(progress, metrics)
 
 
@@ -87,8 +93,9 @@ def _validates(step: int, train: TrainConfig) -> bool:
     return step == train.steps or (train.validate_every is not None and step % train.validate_every == 0)
 
 
-def validation_loss(stepper: Stepper, validation: Sequence[Batch]) -> float:
-    """The mean loss of the validation batches' target tokens, in nats."""
-    target_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in validation)
-    total = sum(stepper.evaluate(batch).item() for batch in validation)
-    return total / target_tokens
+def validation_loss(stepper: Stepper, validation: Sequence[Batch], ranks: Ranks) -> float:
+    """The mean loss of the validation batches' target tokens over all ranks, in nats."""
+    total = torch.stack([stepper.evaluate(batch) for batch in validation]).sum()
+    targets = sum(int((batch.targets != IGNORE).sum()) for batch in validation) if ranks.tp_rank == 0 else 0
+    both = ranks.sum(torch.stack((total, total.new_tensor(targets))))
+    return float(both[0] / both[1])

@@ -9,6 +9,8 @@ from trainwright.configs.schema import OptimConfig
 def build_adamw(weights: dict[str, Tensor], optim: OptimConfig) -> torch.optim.AdamW:
     """PyTorch's fused AdamW, its moments in place from the start so that a checkpoint can load into them.
 
+    weights: this rank's parts, by name; a part may be empty.
+
     With `optim.decay=matrices` weight decay spares the vectors (norm gains), as most Llama recipes do.
     """
     decayed = [w for w in weights.values() if optim.decay == "all" or w.dim() > 1]

@@ -1,22 +1,45 @@
 """What the optimizer updates, and in which dtype the model computes."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from trainwright.trainers.parallel.shards import local
+
+
+class Precision(NamedTuple):
+    """A mode: the dtype of the model's own matrix products; the weights that are updated are fp32."""
+
+    computes_in: torch.dtype
+
+
+PRECISIONS = {"fp32": Precision(torch.float32), "mixed": Precision(torch.bfloat16)}
 
 
 class Weights:
     """A model's weights as the optimizer sees them: its own parameters, in fp32.
 
-    by_name: the tensors to update, under the model's parameter names; their `.grad` is filled by backward.
-    computes_in: the dtype of the model's own matrix products.
+    stored: by the parameters' names, as a checkpoint has them: DTensors where ranks share a parameter.
+    local: this rank's parts of them, in the same memory. The optimizer updates these, so it is the same on
+    any layout; their `.grad` is set by `collect`.
     """
 
-    computes_in = torch.float32
-
     def __init__(self, model: nn.Module) -> None:
-        self.by_name: dict[str, Tensor] = dict(model.named_parameters())
+        self.stored: dict[str, Tensor] = dict(model.named_parameters())
+        self.local = {name: local(weight) for name, weight in self.stored.items()}
+
+    def collect(self) -> None:
+        """After the step's last backward: hand each part its gradient."""
+        for name, part in self.local.items():
+            gradient = self.stored[name].grad
+            part.grad = None if gradient is None else local(gradient)
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of the step."""
+        for tensor in (*self.stored.values(), *self.local.values()):
+            tensor.grad = None
 
     def publish(self) -> None:
         """Let the model compute with the values as they are now; after an update or a load."""
@@ -29,33 +52,31 @@ class MasterWeights(Weights):
     accumulate in fp32 and the two sets of gradients are never both alive.
     """
 
-    computes_in = torch.bfloat16
-
-    def __init__(self, model: nn.Module) -> None:
-        self.by_name = {
-            name: nn.Parameter(parameter.detach().float()) for name, parameter in model.named_parameters()
-        }
-        model.to(self.computes_in)
-        self._computed: list[Tensor] = list(model.parameters())
-        for master, parameter in zip(self.by_name.values(), self._computed, strict=True):
+    def __init__(self, model: nn.Module, computes_in: torch.dtype) -> None:
+        self.stored = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+        self.local = {name: local(weight) for name, weight in self.stored.items()}
+        model.to(computes_in)
+        self._computed = [local(parameter) for parameter in model.parameters()]
+        for master, parameter in zip(self.local.values(), model.parameters(), strict=True):
             parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
+
+    def collect(self) -> None:
+        """The gradients came as they were made."""
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the model's bf16 weights."""
-        torch._foreach_copy_(self._computed, list(self.by_name.values()))
+        """Round the masters into the model's own weights."""
+        torch._foreach_copy_(self._computed, list(self.local.values()))
 
 
 def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
+        gradient = local(parameter.grad)
         if master.grad is None:
-            master.grad = parameter.grad.float()
+            master.grad = gradient.float()
         else:
-            master.grad += parameter.grad
+            master.grad += gradient
         parameter.grad = None
 
     return hook
-
-
-WEIGHTS: dict[str, type[Weights]] = {"fp32": Weights, "mixed": MasterWeights}

@@ -14,22 +14,29 @@ from trainwright.configs.schema import Recipe
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state, require_whole
 from trainwright.trainers.checkpoint.save import CONFIG
 from trainwright.trainers.data.batch import IGNORE, Batch
+from trainwright.trainers.data.dealing import own_cursor
 from trainwright.trainers.flops import training_flops_per_token
 from trainwright.trainers.loop import train_steps, validation_loss
 from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
+from trainwright.trainers.parallel.apply import parallelize
+from trainwright.trainers.parallel.ranks import Ranks, open_ranks
+from trainwright.trainers.parallel.shards import local_pieces
 from trainwright.trainers.platform import choose_platform
-from trainwright.trainers.precision import WEIGHTS
+from trainwright.trainers.platform.base import Platform
+from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.progress import Progress
 from trainwright.trainers.run_folder import check_same_run, config_text, run_folder, set_aside
+from trainwright.trainers.steppers.base import Stepper
 from trainwright.trainers.steppers.eager import EagerStepper
+from trainwright.trainers.tasks.base import Task
 from trainwright.trainers.tasks.pretrain import Pretraining
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: `checkpoint` None is a fresh one."""
+    """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor."""
 
     checkpoint: Path | None
     progress: Progress
@@ -39,7 +46,7 @@ class Start:
 def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     """Run `recipe` to its end, going on from its newest whole checkpoint.
 
-    observers: the caller's own, called after the recipe's.
+    observers: the caller's own, called on every rank after the recipe's, which rank 0 alone has.
 
     Raises:
         BadRequest: the data, the device, or a checkpoint that was named can't be used.
@@ -47,35 +54,63 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
-    folder = run_folder(recipe)
-    start = find_start(recipe, folder)
-    if start.progress.ended or start.progress.step >= (recipe.train.steps or math.inf):
-        _say_finished(recipe, folder, start.progress)
-        return
+    with open_ranks(recipe.parallel, platform) as ranks:
+        folder = run_folder(recipe)
+        start = ranks.share(find_start(recipe, folder) if ranks.first else None)
+        if start.progress.ended or start.progress.step >= (recipe.train.steps or math.inf):
+            if ranks.first:
+                _say_finished(recipe, folder, start.progress)
+            return
+        task = Pretraining(recipe, ranks)
+        stepper, parameters = build_stepper(recipe, task, ranks, platform, start.checkpoint)
+        config = config_text(recipe, platform.describe())
+        if ranks.first:
+            open_folder(recipe, folder, config)
+        checkpoints = Checkpoints(stepper.state_dict, config, ranks)
+        said = build_observers(recipe, folder) if ranks.first else []
+        watching = Observers([*said, checkpoints, *observers])
+        run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
+        _train(run, task, stepper, start, checkpoints, watching, ranks, platform)
+        if ranks.first:
+            print(f"report={folder / 'report.html'}", flush=True)
 
-    task = Pretraining(recipe)
+
+def build_stepper(
+    recipe: Recipe, task: Task, ranks: Ranks, platform: Platform, checkpoint: Path | None
+) -> tuple[EagerStepper, int]:
+    """The task's model on its ranks, with initial weights or a checkpoint's, and its number of parameters."""
     model = task.build_model(platform)
-    stepper = EagerStepper(model, task.loss, recipe, platform.device)
-    if start.checkpoint is not None:
-        state = stepper.state_dict()
-        read_state(start.checkpoint, state)
-        stepper.load_state_dict(state)
-    validation = task.open_validation()
-
-    if recipe.resume == "none":
-        set_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = config_text(recipe, platform.describe())
-    (folder / "config.yaml").write_text(config)
-    checkpoints = Checkpoints(stepper.state_dict, config)
-    watching = Observers([*build_observers(recipe, folder), checkpoints, *observers])
     parameters = sum(p.numel() for p in model.parameters())
-    run = Run(recipe, folder, task.total_steps(), parameters, watching.emit)
-    progress = start.progress
+    computes_in = PRECISIONS[recipe.precision.mode].computes_in
+    layout = parallelize(model, *task.plan(), ranks, recipe.parallel, computes_in, platform)
+    if checkpoint is None:
+        task.fill(local_pieces(model))
+    stepper = EagerStepper(model, task.loss, recipe, layout, platform.device)
+    if checkpoint is not None:
+        state = stepper.state_dict()
+        read_state(checkpoint, state, alone=ranks.size == 1)
+        stepper.load_state_dict(state)
+    return stepper, parameters
 
+
+def _train(
+    run: Run,
+    task: Task,
+    stepper: Stepper,
+    start: Start,
+    checkpoints: Checkpoints,
+    watching: Observers,
+    ranks: Ranks,
+    platform: Platform,
+) -> None:
+    recipe, progress = run.recipe, start.progress
+    validation = task.open_validation()
     with task.open_stream(progress.cursor if start.checkpoint else None) as stream:
+        progress.cursor = own_cursor(progress.cursor, ranks)
         watching.on_start(run, progress)
-        _say_start(run, start, validation)
+        _say_start(run, start)
+        if validation:
+            run.emit("unigram", nats=unigram_entropy(validation, recipe.model.vocab_size, ranks))
         reason = "done"
         try:
             train_steps(
@@ -84,17 +119,19 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
                 stream=stream,
                 validation=validation,
                 observer=watching,
+                ranks=ranks,
                 platform=platform,
                 train=recipe.train,
                 optim=recipe.optim,
                 total_steps=run.total_steps,
                 flops_per_token=training_flops_per_token(recipe.model, recipe.train.seq_len),
-                peak_flops=platform.peak_flops(WEIGHTS[recipe.precision.mode].computes_in),
+                peak_flops=platform.peak_flops(PRECISIONS[recipe.precision.mode].computes_in),
             )
             if progress.ended and validation:
-                run.emit("validation", step=progress.step, val_loss=validation_loss(stepper, validation))
-            checkpoints.save_last(progress)
-            if sample := task.sample(model, platform.device):
+                val_loss = validation_loss(stepper, validation, ranks)
+                run.emit("validation", step=progress.step, val_loss=val_loss)
+            checkpoint = checkpoints.save_last(progress)
+            if ranks.first and (sample := task.sample(checkpoint, platform)):
                 run.emit("sample", step=progress.step, **sample)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
@@ -102,7 +139,14 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         finally:
             run.emit("stop", step=progress.step, reason=reason)
             watching.on_stop(progress, reason)
-    print(f"report={folder / 'report.html'}", flush=True)
+
+
+def open_folder(recipe: Recipe, folder: Path, config: str) -> None:
+    """Make the run's folder, moving aside what a fresh start finds there."""
+    if recipe.resume == "none":
+        set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config)
 
 
 def find_start(recipe: Recipe, folder: Path) -> Start:
@@ -129,23 +173,26 @@ def find_start(recipe: Recipe, folder: Path) -> Start:
     return Start(path, progress, passed_over)
 
 
-def _say_start(run: Run, start: Start, validation: list[Batch] | None) -> None:
+def _say_start(run: Run, start: Start) -> None:
     for path, wrong in start.passed_over:
         run.emit("checkpoint_passed_over", path=str(path), reason=wrong)
     if start.checkpoint is None:
-        run.emit("start", parameters=run.parameters, world_size=1, folder=str(run.folder))
+        run.emit("start", parameters=run.parameters, world_size=run.ranks, folder=str(run.folder))
     else:
-        run.emit("resume", step=start.progress.step, world_size=1, path=str(start.checkpoint))
-    if validation:
-        run.emit("unigram", nats=unigram_entropy(validation))
+        run.emit("resume", step=start.progress.step, world_size=run.ranks, path=str(start.checkpoint))
 
 
-def unigram_entropy(batches: list[Batch]) -> float:
-    """The entropy in nats of single target tokens: the loss of a model that only knows how often each is."""
+def unigram_entropy(batches: list[Batch], words: int, ranks: Ranks) -> float:
+    """The entropy in nats of single target tokens: the loss of a model that only knows how often each is.
+
+    batches: this rank's share. words: the size of the vocabulary.
+    """
     targets = torch.cat([batch.targets.flatten() for batch in batches])
-    counts = torch.bincount(targets[targets != IGNORE]).double()
-    probabilities = counts[counts > 0] / counts.sum()
-    return float(-(probabilities * probabilities.log()).sum())
+    counts = torch.bincount(targets[targets != IGNORE], minlength=words).double()
+    counts = ranks.sum(counts)
+    probabilities = counts / counts.sum()
+    seen = probabilities[probabilities > 0]
+    return float(-(seen * seen.log()).sum())
 
 
 def _say_finished(recipe: Recipe, folder: Path, progress: Progress) -> None:

@@ -5,13 +5,14 @@ from tests.trainers.tiny import tiny_batch, tiny_recipe
 from trainwright.configs.schema import Recipe
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
+from trainwright.models.storage import whole_pieces
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.steppers.eager import EagerStepper
 
 
 def stepper(recipe: Recipe) -> EagerStepper:
     model = Llama(recipe.model)
-    init_weights(model, recipe.model, recipe.seed)
+    init_weights(whole_pieces(model), recipe.model, recipe.seed)
     return EagerStepper(model, lambda m, b: m(b.tokens, b.documents, b.targets), recipe, torch.device("cpu"))
 
 
@@ -26,7 +27,7 @@ def test_gradients_are_those_of_the_mean_over_all_target_tokens(size: int):
     loss = ours.forward_backward(batch, targets_of(batch)) / targets_of(batch)
 
     reference = Llama(tiny_recipe().model)
-    init_weights(reference, tiny_recipe().model, 0)
+    init_weights(whole_pieces(reference), tiny_recipe().model, 0)
     logits = reference(batch.tokens)
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
     mean.backward()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainwright.errors import BadRequest
@@ -48,8 +49,12 @@ def read_progress(path: Path) -> Progress:
     )
 
 
-def read_state(path: Path, state: dict[str, Any]) -> None:
-    """Fill the tensors of `state` in place from the checkpoint at `path`."""
+@torch.no_grad()
+def read_state(path: Path, state: dict[str, Any], *, alone: bool) -> None:
+    """Fill the tensors of `state` in place from the checkpoint at `path`, whatever layout it was saved under.
+
+    alone: this process reads for itself; else all ranks of the process group read, each its own parts.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
-        load(state, checkpoint_id=path / STATE, no_dist=True)
+        load(state, checkpoint_id=path / STATE, no_dist=alone)

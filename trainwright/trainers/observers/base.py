@@ -20,6 +20,7 @@ class Run:
     folder: Path  # runs/<run.name>
     total_steps: int | None  # None where only the data's end stops the run
     parameters: int
+    ranks: int
     emit: Callable[..., None]  # emit("checkpoint", step=100, path=...): an event, to every observer
 
 

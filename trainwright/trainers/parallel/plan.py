@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from trainwright.models.plan import Plan, Style
+from trainwright.models.plan import Plan, Style, Units
 
 
 def styles_of(model: nn.Module, plan: Plan) -> dict[str, Style]:
@@ -13,7 +13,7 @@ def styles_of(model: nn.Module, plan: Plan) -> dict[str, Style]:
     Raises:
         ValueError: the plan misses a module with weights, or names one that isn't there.
     """
-    patterns = {name: re.compile(re.escape(name).replace(r"\*", r"\d+") + r"\Z") for name in plan}
+    patterns = {name: _regex(name) for name in plan}
     named = {
         name: module
         for name, module in model.named_modules()
@@ -29,3 +29,26 @@ def styles_of(model: nn.Module, plan: Plan) -> dict[str, Style]:
         if not any(regex.match(name) for name in named):
             raise ValueError(f"the sharding plan names {pattern}, which the model doesn't have")
     return styles
+
+
+def units_of(model: nn.Module, units: Units) -> list[list[nn.Module]]:
+    """The modules of each unit; a `*` makes a unit of each number.
+
+    Raises:
+        ValueError: a unit names a module that isn't there.
+    """
+    found: list[list[nn.Module]] = []
+    for names in units:
+        by_number: dict[str, list[nn.Module]] = {}
+        for pattern in names:
+            matching = [(name, module) for name, module in model.named_modules() if _regex(pattern).match(name)]
+            if not matching:
+                raise ValueError(f"the model has no module {pattern}, which its units name")
+            for name, module in matching:
+                by_number.setdefault(name if "*" in pattern else "", []).append(module)
+        found += by_number.values()
+    return found
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"\d+") + r"\Z")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
@@ -44,6 +45,12 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is rank 0: the one that speaks and writes the run's files."""
         return self.rank == 0
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum of every rank's `numbers`, in place."""
+        if self.size > 1:
+            dist.all_reduce(numbers)
+        return numbers
 
     def share(self, value: Any) -> Any:
         """Rank 0's `value` on every rank; what the others bring doesn't matter."""

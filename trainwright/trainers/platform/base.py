@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from trainwright.trainers.parallel.collectives import SumScatter, reduce_scatter
+
 
 class Platform(ABC):
     """A device as the trainer sees it. Nothing outside this folder asks which one it is."""
@@ -12,6 +14,7 @@ class Platform(ABC):
     backend: str  # the process group's backend string
     attention: str  # which of models.attention.KERNELS it trains with
     device: torch.device
+    sum_scatter: SumScatter = staticmethod(reduce_scatter)  # how tensor-parallel peers sum and part
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from trainwright.trainers.parallel.collectives import exchange_and_add
 from trainwright.trainers.platform.base import Platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -18,6 +19,7 @@ class Cpu(Platform):
     name = "cpu"
     backend = "gloo"
     attention = "sdpa"
+    sum_scatter = staticmethod(exchange_and_add)
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

@@ -8,29 +8,35 @@ from trainwright.trainers.data.batch import Batch
 
 
 class Stepper(Protocol):
-    """One optimizer step in three calls; the loop never calls `backward` itself.
+    """One optimizer step in a few calls; the loop never calls `backward` itself.
 
     Losses and gradients are sums over the global batch's target tokens divided by their count, which is
     known before the first backward: so nothing divides by a number of ranks or micro-batches.
     """
 
     def forward_backward(self, batch: Batch, target_tokens: int) -> Tensor:
-        """Gradients of this rank's sequences; returns the sum of their losses in nats, a scalar."""
+        """Gradients of this rank's sequences; returns its share of the sum of all losses in nats, a scalar.
 
-    def grad_norm(self) -> Tensor:
-        """The L2 norm of all gradients of the step, over all ranks."""
+        target_tokens: those of the whole global batch.
+        """
 
-    def param_norm(self) -> Tensor:
-        """The L2 norm of all parameters, over all ranks."""
+    def squares(self) -> Tensor:
+        """The rank's share of the sums of squares of all gradients and of all weights, (2,) float32.
 
-    def update(self, lr: float, clip: float | None, skip: bool = False) -> None:
-        """Clip the gradients to norm `clip`, update the weights, drop the gradients; `skip`: only drop."""
+        Summed over the ranks they are the squared L2 norms: what several ranks have, one counts.
+        """
+
+    def update(self, lr: float, grad_norm: Tensor, clip: float | None, skip: bool = False) -> None:
+        """Clip the gradients to norm `clip`, update the weights, drop the gradients; `skip`: only drop.
+
+        grad_norm: of all gradients over all ranks.
+        """
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """The sum of the losses of this rank's sequences in nats, without gradients."""
+        """The rank's share of the sum of the losses in nats, without gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as tensors by name."""
+        """All that the next step depends on, as tensors by name; DTensors where ranks share one."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of `state_dict`, in place."""

@@ -1,13 +1,16 @@
 """What differs between jobs: the model, what a batch is, how the loss is made."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from trainwright.models.plan import Plan, Units
+from trainwright.models.storage import Piece
 from trainwright.trainers.data.batch import Batch
-from trainwright.trainers.data.stream import Stream
 from trainwright.trainers.platform.base import Platform
 
 
@@ -15,18 +18,24 @@ class Task(Protocol):
     """One kind of job; the loop and the steppers are the same for all."""
 
     def build_model(self, platform: Platform) -> nn.Module:
-        """The model on the platform's device, with its initial (or pretrained) fp32 weights."""
+        """The model, fp32, on the meta device: its parameters have shapes and no memory."""
 
-    def open_stream(self, cursor: np.ndarray | None) -> Stream:
-        """The training batches, from the start or from a checkpoint's cursor."""
+    def plan(self) -> tuple[Plan, Units]:
+        """How the model is cut by tensor parallelism, and what data-parallel ranks gather together."""
+
+    def fill(self, pieces: Mapping[str, Piece]) -> None:
+        """Write the initial (or pretrained) values into this rank's parts of the model."""
+
+    def open_stream(self, cursor: np.ndarray | None) -> AbstractContextManager[Iterator[Batch]]:
+        """The rank's training batches, from the start or from a checkpoint's whole cursor."""
 
     def open_validation(self) -> list[Batch] | None:
-        """The validation batches, the same each time; None where nothing is held out."""
+        """The rank's validation batches, the same each time; None where nothing is held out."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of a micro-batch's target tokens, in nats, a scalar."""
 
-    def sample(self, model: nn.Module, device: torch.device) -> dict[str, Any] | None:
+    def sample(self, checkpoint: Path, platform: Platform) -> dict[str, Any] | None:
         """Something that shows a person what the model has learnt: the fields of a `sample` event."""
 
     def total_steps(self) -> int | None:

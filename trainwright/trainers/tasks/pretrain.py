@@ -1,7 +1,9 @@
 """The task of language-model pretraining: next-token prediction over packed documents."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +15,18 @@ from trainwright.models.generate import generate
 from trainwright.models.hf import load_hf, write_to
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
-from trainwright.models.llama_plan import llama_plan
+from trainwright.models.llama_plan import llama_plan, llama_units
+from trainwright.models.plan import Plan, Units
+from trainwright.models.storage import Piece
+from trainwright.trainers.checkpoint.load import read_state
 from trainwright.trainers.data.batch import Batch
-from trainwright.trainers.data.horizon import horizon
-from trainwright.trainers.data.stream import Stream, open_stream
-from trainwright.trainers.data.tokenizer import load_tokenizer
-from trainwright.trainers.data.validation import open_validation
-from trainwright.trainers.parallel.plan import styles_of
+from trainwright.trainers.data.shared import (
+    load_shared_tokenizer,
+    open_shared_stream,
+    open_shared_validation,
+    shared_horizon,
+)
+from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.recompute import recompute_activations
 
@@ -27,35 +34,44 @@ from trainwright.trainers.recompute import recompute_activations
 class Pretraining:
     """A Llama on a stream of text; implements `Task`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         self.recipe = recipe
-        self.tokenizer = load_tokenizer(recipe)
+        self.ranks = ranks
+        self.tokenizer = load_shared_tokenizer(recipe, ranks)
 
     def build_model(self, platform: Platform) -> nn.Module:
         """See `Task`."""
-        config = self.recipe.model
-        with torch.device(platform.device):
-            model = Llama(config, KERNELS[platform.attention]())
-        styles_of(model, llama_plan(config))  # a plan that has fallen behind its model is said here
-        if config.pretrained is None:
-            init_weights(model, config, self.recipe.seed)
-        else:
-            write = write_to(dict(model.named_parameters()))
-            load_hf(Path(config.pretrained).expanduser(), config, write)
+        with torch.device("meta"):
+            model = Llama(self.recipe.model, KERNELS[platform.attention]())
         recompute_activations(model.layers, self.recipe.train.activation_checkpointing)
+        if self.recipe.train.compile:
+            for layer in model.layers:
+                layer.compile()
         return model
 
-    def open_stream(self, cursor: np.ndarray | None) -> Stream:
+    def plan(self) -> tuple[Plan, Units]:
         """See `Task`."""
-        return open_stream(self.recipe, self.tokenizer, cursor=cursor)
+        return llama_plan(self.recipe.model), llama_units(self.recipe.model)
+
+    def fill(self, pieces: Mapping[str, Piece]) -> None:
+        """See `Task`."""
+        config = self.recipe.model
+        if config.pretrained is None:
+            init_weights(pieces, config, self.recipe.seed)
+        else:
+            load_hf(Path(config.pretrained).expanduser(), config, write_to(pieces))
+
+    def open_stream(self, cursor: np.ndarray | None) -> AbstractContextManager[Iterator[Batch]]:
+        """See `Task`."""
+        return open_shared_stream(self.recipe, self.tokenizer, self.ranks, cursor)
 
     def open_validation(self) -> list[Batch] | None:
         """See `Task`."""
-        return open_validation(self.recipe, self.tokenizer)
+        return open_shared_validation(self.recipe, self.tokenizer, self.ranks)
 
     def total_steps(self) -> int | None:
         """See `Task`."""
-        return self.recipe.train.steps or horizon(self.recipe, self.tokenizer)
+        return self.recipe.train.steps or shared_horizon(self.recipe, self.tokenizer, self.ranks)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """See `Task`."""
@@ -63,16 +79,19 @@ class Pretraining:
         loss: Tensor = model(batch.tokens, documents, batch.targets)
         return loss
 
-    def sample(self, model: nn.Module, device: torch.device) -> dict[str, Any] | None:
-        """See `Task`."""
-        prompt = self.recipe.monitor.sample_prompt
+    def sample(self, checkpoint: Path, platform: Platform) -> dict[str, Any] | None:
+        """See `Task`; read back from the checkpoint, so that it is the same from any layout."""
+        prompt, device = self.recipe.monitor.sample_prompt, platform.device
         if prompt is None:
             return None
+        with torch.device(device):
+            model = Llama(self.recipe.model)
+        read_state(checkpoint, {"model": dict(model.named_parameters())}, alone=True)
         words = self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eos]  # what a new document follows
         ids = torch.tensor([words], device=device)
         generator = torch.Generator(device).manual_seed(self.recipe.seed)
         written = generate(
-            cast(Llama, model),
+            model,
             ids,
             self.recipe.monitor.sample_tokens,
             temperature=0.8,

@@ -1,0 +1,59 @@
+"""ZeRO and hybrid sharding over the data-parallel ranks, by FSDP2's own switches (arXiv 1910.02054)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.platform.base import Platform
+
+
+def apply_data_parallel(
+    model: nn.Module,
+    units: Sequence[Sequence[nn.Module]],
+    ranks: Ranks,
+    zero: int,
+    computes_in: torch.dtype,
+    platform: Platform,
+) -> None:
+    """Shard `model` over dp_shard and replicate it over dp_replicate, in place.
+
+    units: modules whose parameters travel together; the last makes the loss together with its gradients, and
+    an embedding is read by index, so neither is needed in the backward pass.
+    """
+    assert ranks.mesh is not None
+    # zero=0 has all ranks on dp_replicate: a shard is the whole there and nothing but gradients travels.
+    hybrid = ranks.degrees.dp_replicate > 1
+    mesh = ranks.mesh["dp_replicate", "dp_shard"] if hybrid else ranks.mesh["dp_shard"]
+    lower = None if computes_in == torch.float32 else computes_in
+    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=torch.float32)
+    for unit in units:
+        again = zero == 3 and unit is not units[-1]
+        fully_shard(list(unit), mesh=mesh, mp_policy=policy, reshard_after_forward=again)  # type: ignore[arg-type]
+        if len(unit) == 1 and isinstance(unit[0], nn.Embedding):
+            cast(FSDPModule, unit[0]).set_unshard_in_backward(False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Sums, never means: gradients are already parts of the global batch's mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def before_backward(model: nn.Module, zero: int, last: bool) -> None:
+    """Say which communication the micro-batch that comes next needs; `last`: no more will follow in this step.
+
+    zero 0 and 1: weights stay gathered and gradients are reduced with the last; 2 and 3: gradients are
+    reduced to shards at once, and summed over replicas with the last.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    model.set_is_last_backward(last)
+    if zero <= 1:
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last)
+    else:
+        model.set_requires_all_reduce(last)
