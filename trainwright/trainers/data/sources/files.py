@@ -23,7 +23,7 @@ def _expand(path: str, pattern: str, key: str) -> list[Path]:
     if os.path.isdir(path):
         root = Path(path)
         found = [file for file in root.rglob(pattern) if file.is_file()]
-        return sorted(found, key=lambda file: file.relative_to(root).as_posix())
+        return sorted(found, key=Path.as_posix)  # all begin alike, so it is the order of their relative paths
     if os.path.exists(path):
         return [Path(path)]
     matches = [Path(match) for match in sorted(glob(path, recursive=True)) if os.path.isfile(match)]

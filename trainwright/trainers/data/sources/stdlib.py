@@ -19,5 +19,5 @@ def open_stdlib(source: SourceConfig, place: Place) -> TextDocuments:
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = list_files([str(root)], "*.py", place.key)
-    own = [file for file in files if INSTALLED.isdisjoint(file.relative_to(root).parts)]
+    own = [file for file in files if INSTALLED.isdisjoint(file.parts[len(root.parts) :])]
     return index_text(own, replace(source, document="file", on_error="skip"), place)
