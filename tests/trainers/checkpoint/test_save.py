@@ -8,12 +8,14 @@ import torch
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state
 from trainwright.trainers.checkpoint.manifest import fault
 from trainwright.trainers.checkpoint.save import list_checkpoints, save_checkpoint
+from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
     state = {"model": {"w": torch.full((3,), float(step))}}
-    return save_checkpoint(folder, state, Progress(step, 7 * step, np.array([[step]])), "seed: 0\n", keep=keep)
+    progress = Progress(step, 7 * step, np.array([[step]]))
+    return save_checkpoint(folder, state, progress, "seed: 0\n", Ranks(), keep=keep)
 
 
 def steps(folder: Path) -> list[int]:
@@ -23,7 +25,7 @@ def steps(folder: Path) -> list[int]:
 def test_what_was_saved_comes_back(tmp_path: Path):
     path = save(tmp_path, 5)
     state = {"model": {"w": torch.zeros(3)}}
-    read_state(path, state)
+    read_state(path, state, alone=True)
     assert torch.equal(state["model"]["w"], torch.full((3,), 5.0))
     progress = read_progress(path)
     assert (progress.step, progress.tokens, progress.cursor.tolist()) == (5, 35, [[5]])

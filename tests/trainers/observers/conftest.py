@@ -35,7 +35,7 @@ def drive(tmp_path):
     def steps(observer: Observer, first=1, last=5, total=5, stop="done", events=(), **more):
         recipe = Recipe()
         recipe.run.name = "a run"
-        observer.on_start(Run(recipe, tmp_path, total, 5_900_000, observer.on_event), progress_at(first - 1))
+        observer.on_start(Run(recipe, tmp_path, total, 5_900_000, 1, observer.on_event), progress_at(first - 1))
         for event, fields in events:
             observer.on_event(event, fields)
         for step in range(first, last + 1):

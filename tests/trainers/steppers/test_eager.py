@@ -7,13 +7,20 @@ from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
 from trainwright.models.storage import whole_pieces
 from trainwright.trainers.data.batch import IGNORE, Batch
+from trainwright.trainers.parallel.apply import Layout
+from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.steppers.eager import EagerStepper
 
 
 def stepper(recipe: Recipe) -> EagerStepper:
     model = Llama(recipe.model)
     init_weights(whole_pieces(model), recipe.model, recipe.seed)
-    return EagerStepper(model, lambda m, b: m(b.tokens, b.documents, b.targets), recipe, torch.device("cpu"))
+    layout, device = Layout(Ranks(), zero=0), torch.device("cpu")
+    return EagerStepper(model, lambda m, b: m(b.tokens, b.documents, b.targets), recipe, layout, device)
+
+
+def norms(of: EagerStepper) -> torch.Tensor:
+    return of.squares().sqrt()
 
 
 def targets_of(batch: Batch) -> int:
@@ -32,7 +39,7 @@ def test_gradients_are_those_of_the_mean_over_all_target_tokens(size: int):
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
     mean.backward()
     torch.testing.assert_close(loss, mean)
-    for name, weight in ours.weights.by_name.items():
+    for name, weight in ours.weights.local.items():
         torch.testing.assert_close(weight.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
 
 
@@ -41,16 +48,17 @@ def test_an_update_is_adamw_with_the_gradients_clipped_to_the_global_norm(mode: 
     recipe = tiny_recipe(f"precision={mode}", "optim.decay=all")
     ours, batch = stepper(recipe), tiny_batch()
     ours.forward_backward(batch, targets_of(batch))
-    copies = [w.detach().clone().requires_grad_() for w in ours.weights.by_name.values()]
-    for copy, weight in zip(copies, ours.weights.by_name.values(), strict=True):
+    copies = [w.detach().clone().requires_grad_() for w in ours.weights.local.values()]
+    for copy, weight in zip(copies, ours.weights.local.values(), strict=True):
         assert weight.grad is not None
         copy.grad = weight.grad.clone()
     norm = torch.nn.utils.clip_grad_norm_(copies, 0.01)
     assert norm > 0.01
-    torch.testing.assert_close(ours.grad_norm(), norm)
+    torch.testing.assert_close(norms(ours)[0], norm)
+    torch.testing.assert_close(norms(ours)[1], torch.nn.utils.get_total_norm([c.detach() for c in copies]))
     torch.optim.AdamW(copies, lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1).step()
-    ours.update(0.1, 0.01)
-    for copy, weight in zip(copies, ours.weights.by_name.values(), strict=True):
+    ours.update(0.1, norms(ours)[0], 0.01)
+    for copy, weight in zip(copies, ours.weights.local.values(), strict=True):
         torch.testing.assert_close(weight, copy, rtol=1e-5, atol=1e-6)
         assert weight.grad is None
 
@@ -58,20 +66,20 @@ def test_an_update_is_adamw_with_the_gradients_clipped_to_the_global_norm(mode: 
 def test_weight_decay_spares_the_vectors_unless_asked():
     for decay, moves in (("matrices", False), ("all", True)):
         ours = stepper(tiny_recipe(f"optim.decay={decay}"))
-        for weight in ours.weights.by_name.values():
+        for weight in ours.weights.local.values():
             weight.grad = torch.zeros_like(weight)
-        ours.update(0.1, None)
-        before, after = stepper(tiny_recipe()).weights.by_name, ours.weights.by_name
+        ours.update(0.1, norms(ours)[0], None)
+        before, after = stepper(tiny_recipe()).weights.local, ours.weights.local
         assert bool((after["norm.weight"] != 1).any()) is moves
         assert after["layers.0.mlp.down_proj.weight"].norm() < before["layers.0.mlp.down_proj.weight"].norm()
 
 
 def test_a_skipped_update_changes_nothing_but_drops_the_gradients():
     ours, batch = stepper(tiny_recipe()), tiny_batch()
-    before = {name: weight.detach().clone() for name, weight in ours.weights.by_name.items()}
+    before = {name: weight.detach().clone() for name, weight in ours.weights.local.items()}
     ours.forward_backward(batch, targets_of(batch))
-    ours.update(0.1, 1.0, skip=True)
-    for name, weight in ours.weights.by_name.items():
+    ours.update(0.1, norms(ours)[0], 1.0, skip=True)
+    for name, weight in ours.weights.local.items():
         assert torch.equal(weight, before[name])
         assert weight.grad is None
         assert ours.optimizer.state[weight]["step"] == 0
@@ -81,12 +89,12 @@ def test_micro_batches_accumulate_in_fp32_under_mixed_precision():
     ours, batch = stepper(tiny_recipe("precision=mixed", "train.micro_batch_size=1")), tiny_batch()
     assert ours.model.embed_tokens.weight.dtype == torch.bfloat16
     ours.forward_backward(batch, targets_of(batch))
-    for weight in ours.weights.by_name.values():
+    for weight in ours.weights.local.values():
         assert weight.dtype == torch.float32
         assert weight.grad is not None
         assert weight.grad.dtype == torch.float32
     assert all(parameter.grad is None for parameter in ours.model.parameters())
-    gradient = ours.weights.by_name["embed_tokens.weight"].grad
+    gradient = ours.weights.local["embed_tokens.weight"].grad
     assert gradient is not None
     assert not torch.equal(gradient, gradient.bfloat16().float())
 
@@ -96,7 +104,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(mode: str):
     def step(which: EagerStepper, seed: int) -> float:
         batch = tiny_batch(seed)
         loss = which.forward_backward(batch, targets_of(batch))
-        which.update(0.01, 1.0)
+        which.update(0.01, norms(which)[0], 1.0)
         return loss.item()
 
     first, second = (stepper(tiny_recipe(f"precision={mode}")) for _ in range(2))
