@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from trainwright.configs.schema import ParallelConfig
 from trainwright.models.plan import Plan, Units
-from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward
+from trainwright.trainers.parallel.collectives import exchange_and_add, reduce_scatter
+from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward, exchange_gradients
 from trainwright.trainers.parallel.plan import styles_of, units_of
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.parallel.shards import materialise
@@ -62,13 +63,16 @@ def parallelize(
         ValueError: the plan or the units don't fit the model.
     """
     styles, modules = styles_of(model, plan), units_of(model, units)
+    sum_scatter = exchange_and_add if platform.scatters_by_exchange else reduce_scatter
     partial: frozenset[str] = frozenset()
     if ranks.degrees.tp > 1:
         assert ranks.mesh is not None
         sp = parallel.sp is not False
-        partial = apply_tensor_parallel(model, styles, ranks.mesh["tp"], sp, platform.sum_scatter)
+        partial = apply_tensor_parallel(model, styles, ranks.mesh["tp"], sp, sum_scatter)
     sharded = ranks.degrees.data > 1
     if sharded:
-        apply_data_parallel(model, modules, ranks, parallel.zero, computes_in, platform)
+        apply_data_parallel(model, modules, ranks, parallel.zero, computes_in)
+        if platform.scatters_by_exchange:
+            exchange_gradients(model)
     materialise(model, platform.device)
     return Layout(ranks, parallel.zero, partial, keeps_masters=sharded)

@@ -36,7 +36,7 @@ def reduce_scatter(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def exchange_and_add(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`Peers.sum_scatter` by an all-to-all: half the bytes of gloo's reduce-scatter, which is an all-reduce."""
+    """`Peers.sum_scatter` by an all-to-all, for backends without a reduce-scatter of their own."""
     splits = [1] * group.size()
     return _done(COLLECTIVES.all_to_all_single(parts, splits, splits, group.group_name)).sum(0)
 
@@ -48,7 +48,7 @@ def _done(begun: Tensor) -> Tensor:
 
 def _gather(x: Tensor, peers: Peers) -> Tensor:
     begun = COLLECTIVES.all_gather_into_tensor(x.contiguous(), peers.size, peers.group.group_name)
-    return _done(begun).unflatten(0, (peers.size, -1)).transpose(0, 1).flatten(1, 2)
+    return _done(begun).view(peers.size, *x.shape).transpose(0, 1).flatten(1, 2)
 
 
 def _scatter(x: Tensor, peers: Peers) -> Tensor:

@@ -1,14 +1,15 @@
 """ZeRO and hybrid sharding over the data-parallel ranks, by FSDP2's own switches (arXiv 1910.02054)."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from trainwright.trainers.parallel.collectives import exchange_and_add
 from trainwright.trainers.parallel.ranks import Ranks
-from trainwright.trainers.platform.base import Platform
 
 
 def apply_data_parallel(
@@ -17,7 +18,6 @@ def apply_data_parallel(
     ranks: Ranks,
     zero: int,
     computes_in: torch.dtype,
-    platform: Platform,
 ) -> None:
     """Shard `model` over dp_shard and replicate it over dp_replicate, in place.
 
@@ -41,6 +41,30 @@ def apply_data_parallel(
             # Sums, never means: gradients are already parts of the global batch's mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+class _Exchange:
+    """FSDP's reduce-scatter as `exchange_and_add`; what it calls and asks for is FSDP's."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        output_tensor.copy_(exchange_and_add(input_tensor.view(group.size(), -1), group))
+
+
+def exchange_gradients(model: nn.Module) -> None:
+    """Let the FSDP modules of `model` sum and scatter gradients by an exchange."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_reduce_scatter(_Exchange())  # type: ignore[arg-type]
 
 
 def before_backward(model: nn.Module, zero: int, last: bool) -> None:

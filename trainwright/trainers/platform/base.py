@@ -4,8 +4,6 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from trainwright.trainers.parallel.collectives import SumScatter, reduce_scatter
-
 
 class Platform(ABC):
     """A device as the trainer sees it. Nothing outside this folder asks which one it is."""
@@ -14,7 +12,7 @@ class Platform(ABC):
     backend: str  # the process group's backend string
     attention: str  # which of models.attention.KERNELS it trains with
     device: torch.device
-    sum_scatter: SumScatter = staticmethod(reduce_scatter)  # how tensor-parallel peers sum and part
+    scatters_by_exchange = False  # a reduce-scatter is slower here than exchanging the parts and adding them
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""

@@ -7,7 +7,6 @@ import sys
 
 import torch
 
-from trainwright.trainers.parallel.collectives import exchange_and_add
 from trainwright.trainers.platform.base import Platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -19,7 +18,7 @@ class Cpu(Platform):
     name = "cpu"
     backend = "gloo"
     attention = "sdpa"
-    sum_scatter = staticmethod(exchange_and_add)
+    scatters_by_exchange = True  # gloo's reduce-scatter is an all-reduce
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
