@@ -24,8 +24,17 @@ def refusal(*overrides: str) -> str:
             "model.num_key_value_heads=3 doesn't divide model.num_attention_heads=4; 2 and 4 would",
         ),
         (
-            ["parallel.tp=2", "parallel.pp=2"],
-            "parallel.tp=2 x parallel.pp=2 needs a multiple of 4 ranks and this run has 1",
+            ["parallel.pp=2"],
+            "parallel.pp=2: this version has no pipeline parallelism yet; set parallel.pp=1",
+        ),
+        (
+            ["parallel.ep=2"],
+            "parallel.ep=2: this version has no expert parallelism yet; set parallel.ep=1",
+        ),
+        (["parallel.tp=2"], "parallel.tp=2 needs a multiple of 2 ranks and this run has 1"),
+        (
+            ["parallel.dp_shard=0"],
+            "parallel.dp_shard=0 must be at least 1, or -1 for the ranks that are left",
         ),
         (["platform=tpu"], "platform takes auto or cpu or cuda, not 'tpu'"),
         (["run.name=../x"], "run.name=../x must be the plain name of a folder; run.dir says where it stands"),
@@ -75,6 +84,97 @@ def test_sources_of_a_mix_are_checked_by_name(tmp_path: Path):
     assert refusal("data=mix", "data.mix.b.paths=[no]") == "data.mix.b.paths: no doesn't exist"
 
 
-def test_world_size_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert refusal("parallel.tp=2") == "parallel.tp=2 needs a multiple of 2 ranks and this run has 3"
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "sentence"),
+    [
+        (3, ["parallel.tp=2"], "parallel.tp=2 needs a multiple of 2 ranks and this run has 3"),
+        (
+            6,
+            ["parallel.dp_replicate=2", "parallel.tp=2"],
+            "parallel.dp_replicate=2 x parallel.tp=2 needs a multiple of 4 ranks and this run has 6",
+        ),
+        (
+            8,
+            ["parallel.dp_shard=2", "parallel.tp=2"],
+            "parallel.dp_shard=2 x parallel.tp=2 needs 4 ranks and this run has 8; "
+            "parallel.dp_shard=4 would fit",
+        ),
+        (
+            2,
+            ["parallel.dp_shard=1"],
+            "parallel.dp_shard=1 needs 1 ranks and this run has 2; parallel.dp_shard=2 would fit",
+        ),
+        (
+            5,
+            ["parallel.dp_shard=2", "parallel.tp=2"],
+            "parallel.dp_shard=2 x parallel.tp=2 needs 4 ranks and this run has 5; start 4",
+        ),
+        (
+            16,
+            [],
+            "train.global_batch_size=8 must be at least 16, the number of data-parallel ranks",
+        ),
+        (
+            8,
+            ["parallel.dp_replicate=2", "parallel.zero=0", "data.lanes=4"],
+            "data.lanes=4 must be at least 8, the number of data-parallel ranks",
+        ),
+        (
+            4,
+            ["parallel.tp=4"],
+            "parallel.tp=4 doesn't divide model.num_key_value_heads=2; 1 and 2 would",
+        ),
+        (
+            3,
+            [
+                "parallel.tp=3",
+                "model.num_attention_heads=6",
+                "model.head_dim=64",
+                "model.num_key_value_heads=3",
+            ],
+            "parallel.tp=3 doesn't divide model.vocab_size=4096; 2 and 4 would; "
+            "parallel.tp=3 doesn't divide the 4 blocks that model.intermediate_size=704 is stored in; "
+            "2 and 4 would; "
+            "parallel.tp=3 doesn't divide train.seq_len=256; 2 and 4 would",
+        ),
+        (
+            3,
+            [
+                "parallel.tp=3",
+                "model.vocab_size=4098",
+                "model.coalesce=false",
+                "parallel.sp=false",
+                "model.num_key_value_heads=null",
+            ],
+            "parallel.tp=3 doesn't divide model.num_attention_heads=4; 2 and 4 would; "
+            "parallel.tp=3 doesn't divide model.intermediate_size=704; 2 and 4 would",
+        ),
+    ],
+)
+def test_a_layout_that_does_not_fit_its_ranks_says_what_would(
+    ranks: int, overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    assert refusal(*overrides) == sentence
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (1, ["parallel.sp=true"]),
+        (1, ["parallel.dp_shard=1"]),
+        (8, []),
+        (8, ["parallel.dp_replicate=2", "parallel.tp=2"]),
+        (8, ["parallel.dp_replicate=2", "parallel.dp_shard=2", "parallel.tp=2"]),
+        (2, ["parallel.tp=2", "parallel.sp=false", "train.seq_len=255"]),
+        (16, ["parallel.tp=2"]),
+    ],
+)
+def test_layouts_that_fit_their_ranks(ranks: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    load_recipe(overrides)
+
+
+def test_a_world_size_that_is_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert refusal() == "WORLD_SIZE=two in the environment is no number: unset it or start with torchrun"

@@ -11,6 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from trainwright.configs.blocks import gate_up_block
+from trainwright.configs.degrees import resolve_degrees, world_size
 from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceConfig
 from trainwright.errors import BadRequest
 
@@ -109,12 +111,16 @@ def _run(recipe: Recipe) -> Iterator[str]:
 
 
 def _divides(number: int, by: int, number_key: str, by_key: str) -> Iterator[str]:
+    yield from _parts(number, by, f"{number_key}={number}", by_key)
+
+
+def _parts(number: int, by: int, whole: str, by_key: str) -> Iterator[str]:
     """A sentence where `by` doesn't divide `number`, with the nearest values of `by` that would."""
     if by < 1 or number < 1 or number % by == 0:
         return
     fits = [d for d in range(1, number + 1) if number % d == 0]
     near = sorted(sorted(fits, key=lambda d: abs(d - by))[:2])
-    yield f"{by_key}={by} doesn't divide {number_key}={number}; {' and '.join(map(str, near))} would"
+    yield f"{by_key}={by} doesn't divide {whole}; {' and '.join(map(str, near))} would"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
@@ -213,22 +219,61 @@ def _missing(key: str, path: str) -> Iterator[str]:
 
 
 def _layout(recipe: Recipe) -> Iterator[str]:
-    degrees = recipe.parallel
+    parallel = recipe.parallel
+    for axis, name in (("pp", "pipeline"), ("ep", "expert")):
+        if getattr(parallel, axis) > 1:
+            degree = f"parallel.{axis}={getattr(parallel, axis)}"
+            yield f"{degree}: this version has no {name} parallelism yet; set parallel.{axis}=1"
     said_world = os.environ.get("WORLD_SIZE", "1")
     if not said_world.isdigit():
         yield f"WORLD_SIZE={said_world} in the environment is no number: unset it or start with torchrun"
         return
-    world = int(said_world)
-    product, said = 1, []
-    for axis in ("dp_replicate", "dp_shard", "tp", "pp", "ep"):
-        degree = getattr(degrees, axis)
-        if degree > 1:
-            product *= degree
-            said.append(f"parallel.{axis}={degree}")
-    if world % product:
-        yield f"{' x '.join(said)} needs a multiple of {product} ranks and this run has {world}"
-    elif world > 1:
-        yield f"this version trains in one process and was started on {world} ranks: start one"
+    if parallel.dp_shard < 1 and parallel.dp_shard != -1:
+        yield f"parallel.dp_shard={parallel.dp_shard} must be at least 1, or -1 for the ranks that are left"
+    elif parallel.dp_replicate > 0 and parallel.tp > 0:  # else _signs has said it
+        yield from _ranks(recipe, world_size())
+        yield from _tensor_parallel(recipe)
+
+
+def _ranks(recipe: Recipe, world: int) -> Iterator[str]:
+    """Whether the degrees make `world` ranks, and each has a share of the batch."""
+    parallel = recipe.parallel
+    rest = parallel.dp_shard == -1
+    degrees = {axis: getattr(parallel, axis) for axis in ("dp_replicate", "dp_shard", "tp")}
+    said = " x ".join(
+        f"parallel.{axis}={degree}"
+        for axis, degree in degrees.items()
+        if degree > 1 or (axis == "dp_shard" and not rest)
+    )
+    fixed = parallel.dp_replicate * parallel.tp
+    needed = fixed * parallel.dp_shard
+    if rest and world % fixed:
+        yield f"{said} needs a multiple of {fixed} ranks and this run has {world}"
+    elif not rest and needed != world:
+        fits = f"start {needed}" if world % fixed else f"parallel.dp_shard={world // fixed} would fit"
+        yield f"{said} needs {needed} ranks and this run has {world}; {fits}"
+    else:
+        data_ranks = resolve_degrees(parallel, world).data
+        for key in ("train.global_batch_size", "data.lanes"):
+            number = attrgetter(key)(recipe)
+            if number is not None and 0 < number < data_ranks:
+                yield f"{key}={number} must be at least {data_ranks}, the number of data-parallel ranks"
+
+
+def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
+    """Whether `parallel.tp` ranks can have equal parts of everything that they part."""
+    model, tp = recipe.model, recipe.parallel.tp
+    for key in ("num_attention_heads", "num_key_value_heads", "vocab_size"):
+        yield from _divides(getattr(model, key) or 0, tp, f"model.{key}", "parallel.tp")
+    size = model.intermediate_size
+    if model.coalesce and size > 0:
+        blocks = size // gate_up_block(size)
+        whole = f"the {blocks} blocks that model.intermediate_size={size} is stored in"
+        yield from _parts(blocks, tp, whole, "parallel.tp")
+    else:
+        yield from _divides(size, tp, "model.intermediate_size", "parallel.tp")
+    if recipe.parallel.sp is not False:
+        yield from _divides(recipe.train.seq_len, tp, "train.seq_len", "parallel.tp")
 
 
 CHECKS = (_words, _signs, _ranges, _run, _model, _batch, _schedule, _sources, _layout)
