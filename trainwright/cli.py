@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         words = _completion_words(words)
     try:
-        _run(words[0], words[1:])
+        with _one_speaker(debug):
+            _run(words[0], words[1:], debug)
     except TrainwrightError as error:
         if debug:
             raise
@@ -77,7 +79,20 @@ def _completion_words(words: list[str]) -> list[str]:
     return [verb, *words]
 
 
-def _run(name: str, words: list[str]) -> None:
+@contextmanager
+def _one_speaker(debug: bool) -> Iterator[None]:
+    """Among the ranks of a launcher, a failure ends the process once it is clear which rank says why."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
+            raise
+        from trainwright.trainers.parallel.first_failure import say_once
+
+        sys.exit(say_once(error, debug))
+
+
+def _run(name: str, words: list[str], debug: bool) -> None:
     if name not in VERBS:
         raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
     from trainwright.configs.compose import run_with_recipe
@@ -86,7 +101,8 @@ def _run(name: str, words: list[str]) -> None:
     module, function = VERBS[name].target.split(":")
 
     def job(recipe: Recipe) -> None:
-        verb: Callable[[Recipe], None] = getattr(import_module(module), function)
-        verb(recipe)
+        with _one_speaker(debug):  # inside Hydra, which would print a preamble on every rank
+            verb: Callable[[Recipe], None] = getattr(import_module(module), function)
+            verb(recipe)
 
     run_with_recipe(job, name, words)
