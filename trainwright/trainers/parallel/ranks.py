@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
 from trainwright.configs.schema import ParallelConfig
+from trainwright.errors import BadRequest
 from trainwright.trainers.platform.base import Platform
 
 TIMEOUT = timedelta(minutes=30)  # of every collective; the first may wait for another rank to index its data
@@ -80,26 +81,31 @@ class Ranks:
 
 @contextmanager
 def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
-    """Join the run that the launcher's environment describes, and leave it at the end."""
+    """Join the run that the launcher's environment describes, and leave it at the end.
+
+    Raises:
+        BadRequest: the environment says how many ranks there are and not which this is.
+    """
     size = world_size()
     if size == 1:
         yield Ranks()
         return
+    if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise BadRequest(f"WORLD_SIZE={size} is set without RANK and the rest: unset it or start with torchrun")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     dist.init_process_group(platform.backend, timeout=TIMEOUT)
-    try:
-        degrees = resolve_degrees(parallel, size)
-        mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
-        replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)
-        yield Ranks(
-            rank=rank,
-            size=size,
-            local_rank=local_rank,
-            degrees=degrees,
-            data_rank=replica * degrees.dp_shard + shard,
-            data_ranks=degrees.data,
-            tp_rank=tp,
-            mesh=mesh,
-        )
-    finally:
-        dist.destroy_process_group()
+    degrees = resolve_degrees(parallel, size)
+    mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
+    replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)
+    yield Ranks(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        degrees=degrees,
+        data_rank=replica * degrees.dp_shard + shard,
+        data_ranks=degrees.data,
+        tp_rank=tp,
+        mesh=mesh,
+    )
+    # Not after an error: leaving waits for peers, and this rank has to say first what is wrong.
+    dist.destroy_process_group()
