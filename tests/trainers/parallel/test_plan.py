@@ -1,11 +1,12 @@
+import re
 from collections import Counter
 
 import pytest
 
 from trainwright.configs.schema import ModelConfig
 from trainwright.models.llama import Llama
-from trainwright.models.llama_plan import llama_plan
-from trainwright.trainers.parallel.plan import styles_of
+from trainwright.models.llama_plan import llama_plan, llama_units
+from trainwright.trainers.parallel.plan import styles_of, units_of
 
 
 @pytest.fixture(params=[True, False], ids=["coalesced", "separate"])
@@ -57,3 +58,27 @@ def test_a_star_is_one_number():
     assert styles_of(Llama(config), plan)["layers.0.self_attn.o_proj"] == "row"
     with pytest.raises(ValueError, match=r"names \*\.0"):
         styles_of(Llama(config), plan | {"*.0.self_attn.o_proj": "row"})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_weight_of_a_llama_is_in_one_unit(config, tied):
+    config.tie_word_embeddings = tied
+    model = Llama(config)
+    units = units_of(model, llama_units(config))
+    assert len(units) == 12 + (1 if tied else 2)
+    held = [{id(weight) for module in unit for weight in module.parameters()} for unit in units]
+    assert Counter(weight for unit in held for weight in unit) == {id(w): 1 for w in model.parameters()}
+
+
+def test_units_come_in_the_order_of_the_forward_pass(config):
+    model = Llama(config)
+    first, *layers, last = units_of(model, llama_units(config))
+    assert first == [model.embed_tokens]
+    assert layers == [[layer] for layer in model.layers]
+    assert last == [model.norm, model.lm_head]
+
+
+@pytest.mark.parametrize("name", ["layers.*.mlp.router", "layers.12", "head"])
+def test_a_unit_that_the_model_lacks_is_named(config, name):
+    with pytest.raises(ValueError, match=rf"has no module {re.escape(name)}, which its units name"):
+        units_of(Llama(config), [*llama_units(config), ["norm", name]])
