@@ -1,9 +1,17 @@
 """What every room's tests share: a tiny recipe that trains in a second."""
 
+import os
 import random
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import RankPool
+
+# torch asks the name server for its peers' names: where none answers, it now gives up after 1 s, for good.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 WORDS = [
     "the",
@@ -25,6 +33,13 @@ WORDS = [
     "is",
     "done",
 ]
+
+
+@pytest.fixture(scope="session")
+def run_on_ranks() -> Iterator[RankPool]:
+    """`run_on_ranks(function, ranks, *args)`: what a module's function returns on each of so many ranks."""
+    with closing(RankPool()) as pool:
+        yield pool
 
 
 @pytest.fixture
