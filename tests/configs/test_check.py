@@ -121,8 +121,13 @@ def test_sources_of_a_mix_are_checked_by_name(tmp_path: Path):
         ),
         (
             4,
-            ["parallel.tp=4"],
-            "parallel.tp=4 doesn't divide model.num_key_value_heads=2; 1 and 2 would",
+            [
+                "parallel.tp=4",
+                "model.num_attention_heads=12",
+                "model.num_key_value_heads=6",
+                "model.hidden_size=240",
+            ],
+            "parallel.tp=4 doesn't divide model.num_key_value_heads=6; 2 and 3 would",
         ),
         (
             3,

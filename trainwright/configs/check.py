@@ -263,8 +263,11 @@ def _ranks(recipe: Recipe, world: int) -> Iterator[str]:
 def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
     """Whether `parallel.tp` ranks can have equal parts of everything that they part."""
     model, tp = recipe.model, recipe.parallel.tp
-    for key in ("num_attention_heads", "num_key_value_heads", "vocab_size"):
-        yield from _divides(getattr(model, key) or 0, tp, f"model.{key}", "parallel.tp")
+    for key in ("num_attention_heads", "vocab_size"):
+        yield from _divides(getattr(model, key), tp, f"model.{key}", "parallel.tp")
+    kv_heads = model.num_key_value_heads or 0
+    if kv_heads > 0 and tp % kv_heads:  # a multiple of them is fine: ranks then share each
+        yield from _divides(kv_heads, tp, "model.num_key_value_heads", "parallel.tp")
     size = model.intermediate_size
     if model.coalesce and size > 0:
         blocks = size // gate_up_block(size)

@@ -36,15 +36,20 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary embeddings."""
+    """Grouped-query attention with rotary embeddings.
+
+    groups: key and value heads of the whole model; how many are here follows from what the projections give.
+    per_group: query heads here that share a key and a value.
+    """
 
     def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
         super().__init__()
         self.head_dim = head_dim(config)
-        self.per_group = config.num_attention_heads // kv_heads(config)
+        self.groups = kv_heads(config)
+        self.per_group = config.num_attention_heads // self.groups
         self.kernel = kernel
         width = config.num_attention_heads * self.head_dim
-        kv_width = kv_heads(config) * self.head_dim
+        kv_width = self.groups * self.head_dim
         if config.coalesce:
             self.qkv_proj = Linear(config.hidden_size, width + 2 * kv_width)
         else:

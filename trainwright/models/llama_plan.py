@@ -12,11 +12,11 @@ PLAN: Plan = {
     "norm": "sequence",
     "lm_head": "vocabulary",
 }
-COALESCED: Plan = {"layers.*.self_attn.qkv_proj": "column", "layers.*.mlp.gate_up_proj": "column"}
+COALESCED: Plan = {"layers.*.self_attn.qkv_proj": "kv_groups", "layers.*.mlp.gate_up_proj": "column"}
 SEPARATE: Plan = {
     "layers.*.self_attn.q_proj": "column",
-    "layers.*.self_attn.k_proj": "column",
-    "layers.*.self_attn.v_proj": "column",
+    "layers.*.self_attn.k_proj": "kv_groups",
+    "layers.*.self_attn.v_proj": "kv_groups",
     "layers.*.mlp.gate_proj": "column",
     "layers.*.mlp.up_proj": "column",
 }

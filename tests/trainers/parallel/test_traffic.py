@@ -71,6 +71,8 @@ def calculate(words: list[str]) -> Counts:
         (4, "parallel.tp=2 parallel.zero=0 train.global_batch_size=3 train.micro_batch_size=1"),
         (4, "parallel.tp=2 precision=mixed train.activation_checkpointing=full parallel.sp=false"),
         (4, "parallel.tp=2 data.lanes=3 model.hidden_size=33"),
+        (4, "parallel.tp=4 model.num_key_value_heads=2 model.vocab_size=308"),
+        (2, "parallel.tp=2 model.num_key_value_heads=1 parallel.sp=false model.coalesce=false"),
     ],
 )
 def test_a_step_sends_what_the_formula_says(run_on_ranks: RankPool, tiny: list[str], ranks: int, words: str):
@@ -103,8 +105,6 @@ def test_the_table_of_the_docs_without_any_rank(monkeypatch: pytest.MonkeyPatch,
     units = layers + (1 if tied else 2)
     gathers = micro * (2 * layers + (1 if tied else 2))
     gathered = micro * 2 * (2 * weights - first - last)
-    if not tied:
-        gathers, gathered = gathers + 1, gathered + 2 * last
     positions = sequences * length
     calls = micro * (4 * layers + 2)
     activations = positions * hidden * 2 * (4 * layers + 2)

@@ -75,7 +75,7 @@ def before_backward(model: nn.Module, zero: int, last: bool) -> None:
     """
     if not isinstance(model, FSDPModule):
         return
-    model.set_is_last_backward(last)
+    # Each backward is left FSDP's last one: else it prefetches by the order of earlier micro-batches too.
     if zero <= 1:
         model.set_requires_gradient_sync(last)
         model.set_reshard_after_backward(last)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Placement, Shard
 
 from trainwright.configs.degrees import Degrees
 from trainwright.configs.schema import Recipe
@@ -28,7 +28,7 @@ from trainwright.models.plan import Style
 from trainwright.trainers.data.cursor import new_cursor
 from trainwright.trainers.data.dealing import owned_lanes, rows_in_a_batch
 from trainwright.trainers.parallel.plan import styles_of, units_of
-from trainwright.trainers.parallel.tensor_parallel import PLACEMENT
+from trainwright.trainers.parallel.tensor_parallel import few_groups, placement_of
 from trainwright.trainers.precision import PRECISIONS
 
 # Kinds and how often a rank's share of the whole tensor, (n - 1) / n of it, crosses the wire to or from it.
@@ -95,7 +95,7 @@ def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0) -> list[T
     if degrees.tp > 1:
         found += _activations(recipe, degrees, model, styles)
         found += _loss(recipe, degrees)
-        found += _norm_gradients(recipe, degrees, model, styles, data_rank)
+        found += _partial_gradients(recipe, degrees, model, styles, data_rank)
         found += _batch(recipe, degrees, data_rank)
     if degrees.data > 1:
         found += _weights_and_gradients(recipe, degrees, model, styles)
@@ -139,11 +139,11 @@ def _activations(
     recomputes = recipe.train.activation_checkpointing != "none"
     layer_ends = _layer_ends(styles)
     for name, style in styles.items():
-        if PLACEMENT[style].is_replicate():
+        if style in ("sequence", "replicate"):
             continue
         module = model.get_submodule(name)
         rows, columns = module.get_parameter("weight").shape
-        begins = style == "column" or isinstance(module, Head)
+        begins = style in ("column", "kv_groups") or isinstance(module, Head)
         forward, backward = (BEGIN if begins else END)[_sp(recipe)]
         width = rows if style == "row" else columns
         passes = [(forward, "activations"), (backward, "activations' gradients")]
@@ -169,19 +169,18 @@ def _loss(recipe: Recipe, degrees: Degrees) -> Iterator[Traffic]:
     yield Traffic("tp", "all_reduce", "loss", 2 * chunks, 3 * sum(positions) * FP32)
 
 
-def _norm_gradients(
+def _partial_gradients(
     recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style], data_rank: int
 ) -> Iterator[Traffic]:
-    if not _sp(recipe):
-        return
+    """Of the norms, and of projections that are whole on all peers because groups of heads are few."""
     shard = data_rank % degrees.dp_shard
     elements = 0
     for name, style in styles.items():
-        if style == "sequence":
-            (size,) = model.get_submodule(name).get_parameter("weight").shape
-            part = math.ceil(size / degrees.dp_shard)
-            elements += max(0, min(part, size - shard * part))
-    yield Traffic("tp", "all_reduce", "norm gradients", 1, elements * FP32)
+        if (style == "sequence" and _sp(recipe)) or few_groups(model, name, style, degrees.tp):
+            rows, *columns = model.get_submodule(name).get_parameter("weight").shape
+            part = math.ceil(rows / degrees.dp_shard)
+            elements += max(0, min(part, rows - shard * part)) * math.prod(columns)
+    yield Traffic("tp", "all_reduce", "gradients in parts", min(elements, 1), elements * FP32)
 
 
 def _batch(recipe: Recipe, degrees: Degrees, data_rank: int) -> Iterator[Traffic]:
@@ -199,14 +198,14 @@ def _weights_and_gradients(
     zero, element = recipe.parallel.zero, _element(recipe)
     count = len(micro_batches(recipe, degrees))
     units = units_of(model, llama_units(recipe.model))
-    of_parameter = {
-        id(parameter): style
+    placed = {
+        id(parameter): placement_of(model, name, style, degrees.tp)
         for name, style in styles.items()
         for parameter in model.get_submodule(name).parameters()
     }
     for unit in units:
         parameters = {id(p): p for module in unit for p in module.parameters()}
-        elements = sum(_padded(p.shape, of_parameter[key], degrees) for key, p in parameters.items())
+        elements = sum(_padded(p.shape, placed[key], degrees) for key, p in parameters.items())
         if degrees.dp_shard > 1:
             forward = count if zero >= 2 else 1
             # The last unit makes the loss together with its gradients, and an embedding is read by index.
@@ -215,20 +214,15 @@ def _weights_and_gradients(
             yield Traffic("dp_shard", "all_gather", "weights", forward, forward * elements * element)
             if again:
                 yield Traffic("dp_shard", "all_gather", "weights again", count, count * elements * element)
-            if unit is units[-1] and count > 1 and not recipe.model.tie_word_embeddings:
-                # FSDP prefetches for the backward pass by the order of all of the step's forward passes: the
-                # last micro-batch's ends by gathering what the one before it began with, for nothing.
-                yield Traffic("dp_shard", "all_gather", "weights for nothing", 1, elements * element)
             yield Traffic("dp_shard", "reduce_scatter", "gradients", reduced, reduced * elements * FP32)
         if degrees.dp_replicate > 1:
             part = elements // degrees.dp_shard
             yield Traffic("dp_replicate", "all_reduce", "gradients", 1, part * FP32)
 
 
-def _padded(shape: torch.Size, style: Style, degrees: Degrees) -> int:
+def _padded(shape: torch.Size, placement: Placement, degrees: Degrees) -> int:
     """Elements of a tensor-parallel peer's part, its dim 0 filled up to equal shards, as FSDP does it."""
     part = list(shape)
-    placement = PLACEMENT[style]
     if isinstance(placement, Shard):
         part[placement.dim] //= degrees.tp
     part[0] = math.ceil(part[0] / degrees.dp_shard) * degrees.dp_shard
