@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.traffic import LAYOUTS, RESULTS, Counts, as_markdown, count_step, figures, with_table, words_of
+from benchmarks.traffic import (
+    LAYOUTS,
+    RESULTS,
+    Counts,
+    as_markdown,
+    as_sent,
+    count_step,
+    figures,
+    with_table,
+    words_of,
+)
 from tests.ranks import RankPool
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
@@ -43,7 +53,7 @@ def calculate(words: list[str]) -> Counts:
     recipe = load_recipe(words)
     degrees = resolve_degrees(recipe.parallel, world_size())
     data_rank = int(os.environ["RANK"]) // degrees.tp
-    return by_group(step_traffic(recipe, degrees, data_rank), degrees)
+    return as_sent(by_group(step_traffic(recipe, degrees, data_rank), degrees), degrees)
 
 
 @pytest.mark.parametrize(

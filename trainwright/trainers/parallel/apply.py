@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from trainwright.configs.schema import ParallelConfig
 from trainwright.models.plan import Plan, Units
 from trainwright.trainers.parallel.collectives import exchange_and_add, reduce_scatter
-from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward, exchange_gradients
+from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward
+from trainwright.trainers.parallel.direct import send_directly
 from trainwright.trainers.parallel.plan import styles_of, units_of
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.parallel.shards import materialise
@@ -73,6 +74,6 @@ def parallelize(
     if sharded:
         apply_data_parallel(model, modules, ranks, parallel.zero, computes_in)
         if platform.scatters_by_exchange:
-            exchange_gradients(model)
+            send_directly(model)
     materialise(model, platform.device)
     return Layout(ranks, parallel.zero, partial, keeps_masters=sharded)

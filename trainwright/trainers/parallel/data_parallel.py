@@ -1,14 +1,12 @@
 """ZeRO and hybrid sharding over the data-parallel ranks, by FSDP2's own switches (arXiv 1910.02054)."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from trainwright.trainers.parallel.collectives import exchange_and_add
 from trainwright.trainers.parallel.ranks import Ranks
 
 
@@ -41,30 +39,6 @@ def apply_data_parallel(
             # Sums, never means: gradients are already parts of the global batch's mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-class _Exchange:
-    """FSDP's reduce-scatter as `exchange_and_add`; what it calls and asks for is FSDP's."""
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        op: Any,
-        async_op: bool = False,
-    ) -> None:
-        output_tensor.copy_(exchange_and_add(input_tensor.view(group.size(), -1), group))
-
-
-def exchange_gradients(model: nn.Module) -> None:
-    """Let the FSDP modules of `model` sum and scatter gradients by an exchange."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_custom_reduce_scatter(_Exchange())  # type: ignore[arg-type]
 
 
 def before_backward(model: nn.Module, zero: int, last: bool) -> None:
