@@ -28,6 +28,7 @@ BEGIN, END = "<!-- layouts -->", "<!-- /layouts -->"
 
 SIX = ("train.global_batch_size=6", "train.micro_batch_size=6")
 TIED = ("model.tie_word_embeddings=true",)
+SHARED = ("model.num_key_value_heads=2",)  # fewer than ranks
 MIXED = ("precision=mixed",)
 
 
@@ -79,6 +80,9 @@ LAYOUTS = (
     layout("FSDP 4, 6 sequences, 2 micro-batches", 4, "train.micro_batch_size=1", *SIX),
     layout("FSDP 2 x TP 2, no document masks", 4, "parallel.tp=2", "data.document_mask=false"),
     layout("TP 2, separate projections", 2, "parallel.tp=2 model.coalesce=false"),
+    layout("TP 4, 2 KV heads", 4, "parallel.tp=4", *SHARED),
+    layout("TP 4, 2 KV heads, separate projections", 4, "parallel.tp=4 model.coalesce=false", *SHARED),
+    layout("FSDP 2 x TP 2, 1 KV head", 4, "parallel.tp=2", "model.num_key_value_heads=1"),
     layout("FSDP 2 x TP 2, tied embeddings", 4, "parallel.tp=2", *TIED),
     layout("FSDP 2 x TP 2, recomputing", 4, "parallel.tp=2 train.activation_checkpointing=full"),
     layout("DP 2", 2, "parallel.zero=0", *MIXED),
