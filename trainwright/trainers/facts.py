@@ -33,7 +33,7 @@ def counted(high: float, low: float, going: float) -> Count:
 
 
 class Facts(NamedTuple):
-    """A step's numbers over all ranks; the first three stay on the device."""
+    """A step's numbers over all ranks, on the device until they are read; `following` counts the next batch."""
 
     loss: Tensor
     grad_norm: Tensor

@@ -131,7 +131,7 @@ def _train(
                 val_loss = validation_loss(stepper, validation, ranks)
                 run.emit("validation", step=progress.step, val_loss=val_loss)
             checkpoint = checkpoints.save_last(progress)
-            if ranks.first and (sample := task.sample(checkpoint, platform)):
+            if ranks.first and (sample := task.sample(checkpoint)):
                 run.emit("sample", step=progress.step, **sample)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"

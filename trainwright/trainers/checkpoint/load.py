@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from trainwright.errors import BadRequest
+from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.checkpoint.manifest import fault
-from trainwright.trainers.checkpoint.save import PROGRESS, STATE, list_checkpoints
+from trainwright.trainers.checkpoint.save import PROGRESS, STATE, first_cause, list_checkpoints
 from trainwright.trainers.progress import Progress
 
 
@@ -54,7 +55,20 @@ def read_state(path: Path, state: dict[str, Any], *, alone: bool) -> None:
     """Fill the tensors of `state` in place from the checkpoint at `path`, whatever layout it was saved under.
 
     alone: this process reads for itself; else all ranks of the process group read, each its own parts.
+
+    Raises:
+        RunFailed: the disk failed, for any rank.
+        BadRequest: the checkpoint lacks a tensor, or has it in another shape.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
-        load(state, checkpoint_id=path / STATE, no_dist=alone)
+        try:
+            load(state, checkpoint_id=path / STATE, no_dist=alone)
+        except CheckpointException as error:
+            cause = first_cause(error)
+            if isinstance(cause, OSError):
+                raise RunFailed(f"the checkpoint {path} can't be read ({cause}): start again") from error
+            raise BadRequest(
+                f"the checkpoint {path} doesn't fit the model ({type(cause).__name__}: {cause}): name another, "
+                "or start afresh with resume=none"
+            ) from error

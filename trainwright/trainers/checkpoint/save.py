@@ -69,8 +69,15 @@ def _write_shards(folder: Path, state: Mapping[str, Any], *, alone: bool) -> Non
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
         try:
             save(dict(state), checkpoint_id=folder, no_dist=alone)
-        except CheckpointException as error:  # a BaseException that holds what went wrong on each rank
-            raise OSError("; ".join(str(cause) for cause, _ in error.failures.values())) from error
+        except CheckpointException as error:
+            cause = first_cause(error)
+            raise (OSError(str(cause)) if isinstance(cause, OSError) else cause) from error
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong, of all that DCP's exception (a BaseException) holds: the disk's trouble comes last."""
+    causes = [cause for cause, _ in error.failures.values()]
+    return min(causes, key=lambda cause: isinstance(cause, OSError))
 
 
 def _complete(partial: Path, path: Path, progress: Progress, config: str, keep: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.errors import RunFailed
-from trainwright.trainers.checkpoint.save import save_checkpoint
+from trainwright.trainers.checkpoint.save import PREFIX, save_checkpoint
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.parallel.ranks import Ranks
 
@@ -22,6 +22,7 @@ class Checkpoints(Observer):
     def on_start(self, run: Run, progress: Progress) -> None:
         self.run = run
         self._saved_step = progress.step
+        self._path = run.folder / "checkpoints" / f"{PREFIX}{progress.step:08d}"
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         every = self.run.recipe.checkpoint.every

@@ -42,6 +42,8 @@ class Layout:
             return
         assert self.ranks.mesh is not None
         together = torch.cat([part.flatten() for part in parts])
+        if not together.numel():  # of a shard that is empty, on all peers alike
+            return
         dist.all_reduce(together, group=self.ranks.mesh["tp"].get_group())
         for part, total in zip(parts, together.split([part.numel() for part in parts]), strict=True):
             part.copy_(total.view_as(part))
@@ -64,7 +66,7 @@ def parallelize(
         ValueError: the plan or the units don't fit the model.
     """
     styles, modules = styles_of(model, plan), units_of(model, units)
-    sum_scatter = exchange_and_add if platform.scatters_by_exchange else reduce_scatter
+    sum_scatter = exchange_and_add if platform.sends_directly else reduce_scatter
     partial: frozenset[str] = frozenset()
     if ranks.degrees.tp > 1:
         assert ranks.mesh is not None
@@ -73,7 +75,7 @@ def parallelize(
     sharded = ranks.degrees.data > 1
     if sharded:
         apply_data_parallel(model, modules, ranks, parallel.zero, computes_in)
-        if platform.scatters_by_exchange:
+        if platform.sends_directly:
             send_directly(model)
     materialise(model, platform.device)
     return Layout(ranks, parallel.zero, partial, keeps_masters=sharded)

@@ -64,7 +64,8 @@ class _SumScatter(_Allocating):
         _send(parts.unbind(), received, group)
         received[group.rank()] = parts[group.rank()]
         # In the order of the ranks, so that the sum doesn't depend on where it is made.
+        first, *others = received
         total = output_tensor.view(-1)
-        torch.add(received[0], received[1], out=total)
-        for part in received[2:]:
+        torch.add(first, others.pop(0) if others else 0, out=total)
+        for part in others:
             total += part

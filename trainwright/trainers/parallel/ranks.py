@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
 from trainwright.configs.schema import ParallelConfig
@@ -93,7 +94,14 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise BadRequest(f"WORLD_SIZE={size} is set without RANK and the rest: unset it or start with torchrun")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    dist.init_process_group(platform.backend, timeout=TIMEOUT)
+    if dist.is_initialized():  # an earlier run in this process failed
+        dist.destroy_process_group()
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    # One launch may train several times (--multirun), and start again: each time ranks meet under other keys.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    times = store.add(f"trainwright/{attempt}/opened/{rank}", 1)
+    own_keys = dist.PrefixStore(f"trainwright/{attempt}/{times}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(platform.backend, timeout=TIMEOUT, store=own_keys, rank=rank, world_size=size)
     degrees = resolve_degrees(parallel, size)
     mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
     replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)

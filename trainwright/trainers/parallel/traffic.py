@@ -32,7 +32,7 @@ from trainwright.trainers.parallel.tensor_parallel import few_groups, placement_
 from trainwright.trainers.precision import PRECISIONS
 
 # Kinds and how often a rank's share of the whole tensor, (n - 1) / n of it, crosses the wire to or from it.
-# A platform may carry a reduce_scatter out as an all-to-all, which has the same bytes.
+# A platform may carry them out by sends or an all-to-all, of the same bytes.
 CROSSINGS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "broadcast": 1}
 
 # What a layer's input or output does, forward and backward; by whether activations are cut by position.

@@ -12,7 +12,7 @@ class Platform(ABC):
     backend: str  # the process group's backend string
     attention: str  # which of models.attention.KERNELS it trains with
     device: torch.device
-    scatters_by_exchange = False  # a reduce-scatter is slower here than exchanging the parts and adding them
+    sends_directly = False  # ranks that send each other parts are faster than its gathers and reduce-scatters
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""

@@ -18,7 +18,7 @@ class Cpu(Platform):
     name = "cpu"
     backend = "gloo"
     attention = "sdpa"
-    scatters_by_exchange = True  # gloo's reduce-scatter is an all-reduce
+    sends_directly = True  # gloo's reduce-scatter is an all-reduce, and its all-gather goes round in a ring
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from trainwright.errors import BadRequest
 from trainwright.trainers.platform.base import Platform
 
 # NVIDIA's data sheets: dense bf16 FLOP/s, by a part of the device's name.
@@ -18,10 +19,20 @@ class Cuda(Platform):
     attention = "flex"
 
     def __init__(self) -> None:
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        alone = torch.cuda.device_count() == 1  # some launchers show each rank its own GPU only
+        self.device = torch.device("cuda", 0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
 
     def prepare(self) -> None:
-        """Take this rank's GPU."""
+        """Take this rank's GPU.
+
+        Raises:
+            BadRequest: more ranks than GPUs were started here.
+        """
+        if self.device.index >= torch.cuda.device_count():
+            raise BadRequest(
+                f"LOCAL_RANK={self.device.index} and torch sees {torch.cuda.device_count()} GPUs: start one "
+                "process for each"
+            )
         torch.cuda.set_device(self.device)
 
     def synchronize(self) -> None:

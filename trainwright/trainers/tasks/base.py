@@ -15,7 +15,10 @@ from trainwright.trainers.platform.base import Platform
 
 
 class Task(Protocol):
-    """One kind of job; the loop and the steppers are the same for all."""
+    """One kind of job; the loop and the steppers are the same for all.
+
+    All ranks call every method but `sample`, which rank 0 calls, and in the same order: some communicate.
+    """
 
     def build_model(self, platform: Platform) -> nn.Module:
         """The model, fp32, on the meta device: its parameters have shapes and no memory."""
@@ -35,7 +38,7 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of a micro-batch's target tokens, in nats, a scalar."""
 
-    def sample(self, checkpoint: Path, platform: Platform) -> dict[str, Any] | None:
+    def sample(self, checkpoint: Path) -> dict[str, Any] | None:
         """Something that shows a person what the model has learnt: the fields of a `sample` event."""
 
     def total_steps(self) -> int | None:

@@ -79,17 +79,19 @@ class Pretraining:
         loss: Tensor = model(batch.tokens, documents, batch.targets)
         return loss
 
-    def sample(self, checkpoint: Path, platform: Platform) -> dict[str, Any] | None:
-        """See `Task`; read back from the checkpoint, so that it is the same from any layout."""
-        prompt, device = self.recipe.monitor.sample_prompt, platform.device
+    def sample(self, checkpoint: Path) -> dict[str, Any] | None:
+        """See `Task`; read back from the checkpoint, so that it is the same from any layout.
+
+        On the CPU: the device may have no room for a whole model beside this rank's part of it.
+        """
+        prompt = self.recipe.monitor.sample_prompt
         if prompt is None:
             return None
-        with torch.device(device):
-            model = Llama(self.recipe.model)
+        model = Llama(self.recipe.model)
         read_state(checkpoint, {"model": dict(model.named_parameters())}, alone=True)
         words = self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eos]  # what a new document follows
-        ids = torch.tensor([words], device=device)
-        generator = torch.Generator(device).manual_seed(self.recipe.seed)
+        ids = torch.tensor([words])
+        generator = torch.Generator().manual_seed(self.recipe.seed)
         written = generate(
             model,
             ids,
