@@ -44,7 +44,8 @@ def waiting(recipe: Recipe):
     """Both ranks wait until they are interrupted."""
     with open_ranks(recipe.parallel, choose_platform("cpu")):
         dist.barrier()
-        print(f"rank {RANK} waits", flush=True)
+        sys.stdout.write(f"rank {RANK} waits\n")  # in one piece: the ranks share the stream
+        sys.stdout.flush()
         signal.pause()
 
 

@@ -16,12 +16,14 @@ def config(request) -> ModelConfig:
 
 def test_a_llamas_plan_covers_every_module_with_weights(config):
     styles = styles_of(Llama(config), llama_plan(config))
-    columns = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
+    groups, columns = ["self_attn.qkv_proj"], ["mlp.gate_up_proj"]
     if not config.coalesce:
-        columns = [f"self_attn.{name}_proj" for name in "qkv"] + ["mlp.gate_proj", "mlp.up_proj"]
+        groups = ["self_attn.k_proj", "self_attn.v_proj"]
+        columns = ["self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj"]
     expected = {"embed_tokens": "vocabulary", "norm": "sequence", "lm_head": "vocabulary"}
     for layer in range(12):
         expected |= {f"layers.{layer}.{name}": "column" for name in columns}
+        expected |= {f"layers.{layer}.{name}": "kv_groups" for name in groups}
         expected |= {f"layers.{layer}.{name}": "row" for name in ("self_attn.o_proj", "mlp.down_proj")}
         norms = ("input_layernorm", "post_attention_layernorm")
         expected |= {f"layers.{layer}.{name}": "sequence" for name in norms}

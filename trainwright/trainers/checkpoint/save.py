@@ -71,13 +71,13 @@ def _write_shards(folder: Path, state: Mapping[str, Any], *, alone: bool) -> Non
             save(dict(state), checkpoint_id=folder, no_dist=alone)
         except CheckpointException as error:
             cause = first_cause(error)
-            raise (OSError(str(cause)) if isinstance(cause, OSError) else cause) from error
+            # A disk that fills up reaches torch's zip writer as a RuntimeError.
+            raise (OSError(str(cause)) if isinstance(cause, OSError | RuntimeError) else cause) from error
 
 
 def first_cause(error: CheckpointException) -> BaseException:
-    """What went wrong, of all that DCP's exception (a BaseException) holds: the disk's trouble comes last."""
-    causes = [cause for cause, _ in error.failures.values()]
-    return min(causes, key=lambda cause: isinstance(cause, OSError))
+    """What went wrong on the first of the ranks that DCP's exception, which is a BaseException, tells of."""
+    return next(iter(error.failures.values()))[0]
 
 
 def _complete(partial: Path, path: Path, progress: Progress, config: str, keep: int) -> None:
