@@ -60,7 +60,7 @@ def apply_tensor_parallel(
         rows = None
         if attention is not None:
             sharing.add(attention)
-            rows = _rows_here(attention, peers)
+            rows = _rows_here(attention, peers).to(mesh.device_type)
         # `forward` is replaced on the object: hooks of FSDP and others still go around all of it.
         module.forward = FORWARDS[style](module, _on_shards(module, module.forward, rows), peers, sp)
     for attention in sharing:
@@ -108,7 +108,7 @@ def _on_shards(module: nn.Module, forward: Forward, rows: Tensor | None) -> Forw
             for key, parameter in stored.items():
                 if isinstance(parameter, DTensor):
                     shard = parameter.to_local()
-                    own = shard if rows is None else shard[rows.to(shard.device)]
+                    own = shard if rows is None else shard[rows]
                     module._parameters[key] = own  # type: ignore[assignment]
             return forward(*args)
         finally:
