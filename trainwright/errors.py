@@ -23,3 +23,15 @@ class BadRequest(TrainwrightError):
     """The recipe, a file or a flag is wrong: trying again without a change can't succeed."""
 
     status = 2
+
+
+class Preempted(TrainwrightError):
+    """The machine was asked back: what was done is saved, and the same command goes on from there."""
+
+    status = 75
+
+
+class BadNode(TrainwrightError):
+    """The node isn't fit to train on: another one has to take its place."""
+
+    status = 77

@@ -60,13 +60,15 @@ POSITIVE = [
     "train.validate_every",
     "train.validate_sequences",
     "optim.decay_steps",
-    "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.keep_every",
     "monitor.every",
     "parallel.dp_replicate",
     "parallel.tp",
     "parallel.pp",
     "parallel.ep",
+    "launch.procs_per_node",
+    "cluster.nodes",
 ]
 
 
@@ -93,12 +95,27 @@ RANGES = (
     ("optim.weight_decay", 0.0, math.inf),
     ("parallel.zero", 0, 3),
     ("monitor.sample_tokens", 0, math.inf),
+    ("checkpoint.minutes", 0.01, math.inf),
+    ("resilience.hang_factor", 1.0, math.inf),
+    ("resilience.hang_floor_s", 0.0, math.inf),
+    ("resilience.start_up_s", 0.0, math.inf),
+    ("resilience.slow_factor", 1.0, math.inf),
+    ("health.bandwidth_gb_s", 0.0, math.inf),
+    ("health.memory_gib", 0.0, math.inf),
+    ("health.disk_gib", 0.0, math.inf),
+    ("health.clock_skew_s", 0.0, math.inf),
+    ("launch.restarts", 0, math.inf),
+    ("launch.relaunches", 0, math.inf),
+    ("launch.shutdown_s", 0.0, math.inf),
+    ("cluster.failures_per_node_hour", 0.0, math.inf),
 )
 
 
 def _ranges(recipe: Recipe) -> Iterator[str]:
     for key, lowest, highest in RANGES:
         value = attrgetter(key)(recipe)
+        if value is None:
+            continue
         if not (math.isfinite(value) and lowest <= value <= highest):
             above = "" if highest == math.inf else f" and at most {highest}"
             yield f"{key}={value} must be a number of at least {lowest}{above}"
@@ -121,6 +138,12 @@ def _parts(number: int, by: int, whole: str, by_key: str) -> Iterator[str]:
     fits = [d for d in range(1, number + 1) if number % d == 0]
     near = sorted(sorted(fits, key=lambda d: abs(d - by))[:2])
     yield f"{by_key}={by} doesn't divide {whole}; {' and '.join(map(str, near))} would"
+
+
+def _saving(recipe: Recipe) -> Iterator[str]:
+    every = recipe.checkpoint.every
+    if every not in (None, "auto") and (isinstance(every, str) or every < 1):
+        yield f"checkpoint.every={every} must be a number of steps of at least 1, or auto, or null"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
@@ -279,4 +302,4 @@ def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
         yield from _divides(recipe.train.seq_len, tp, "train.seq_len", "parallel.tp")
 
 
-CHECKS = (_words, _signs, _ranges, _run, _model, _batch, _schedule, _sources, _layout)
+CHECKS = (_words, _signs, _ranges, _saving, _run, _model, _batch, _schedule, _sources, _layout)

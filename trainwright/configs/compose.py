@@ -33,7 +33,10 @@ ConfigStore.instance().store(name="schema", node=Recipe)
 
 # Where a run is kept, watched and saved doesn't change what it computes, so none of it names the run.
 # The layout is left out too: it never changes the run, which goes on under another one.
-NOT_IN_THE_NAME = ("run", "resume", "monitor", "checkpoint", "parallel")
+NOT_IN_THE_NAME = (
+    *("run", "resume", "monitor", "checkpoint", "parallel"),
+    *("resilience", "health", "launch", "cluster"),
+)
 
 
 def load_recipe(overrides: Sequence[str] = ()) -> Recipe:

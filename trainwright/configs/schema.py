@@ -145,8 +145,53 @@ class ParallelConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int | None = 500  # steps; null: only the last, which is always saved
+    dir: str | None = None  # a folder or an fsspec URL (s3://bucket/run); the run's own folder unless given
+    every: int | str | None = 500  # steps; auto: from the measured stall and cluster's failures; null: the last
+    minutes: float | None = None  # besides, whenever so long has gone by since the last
     keep: int = 2  # how many of the newest to keep
+    keep_every: int | None = None  # steps: those whose step is a multiple are never deleted
+
+
+@dataclass
+class ResilienceConfig:
+    """When a run is taken to hang, and what is done about a batch that kills it."""
+
+    hang_factor: float = 10.0  # a step that takes so many times the running median is a hang
+    hang_floor_s: float = 60.0  # but never before so many seconds
+    start_up_s: float = 1800.0  # the same for all that comes before the second step: loading, compiling
+    slow_factor: float = 1.3  # a rank that works so many times as long as the median rank is named
+    pass_over_batch: bool = False  # a batch that has killed the run twice is left out
+
+
+@dataclass
+class HealthConfig:
+    """What a node must come up to before the first step; null: not asked."""
+
+    check: bool = True
+    bandwidth_gb_s: float | None = None  # of an all-reduce: the bytes of the buffer over its seconds
+    memory_gib: float | None = None  # that can be had on each device
+    disk_gib: float = 1.0  # free where checkpoints go
+    clock_skew_s: float = 5.0  # between any two nodes
+
+
+@dataclass
+class LaunchConfig:
+    """How `trainwright launch torchrun` starts the ranks of a node."""
+
+    nodes: str = "1"  # a number, or least:most of a run that goes on with fewer
+    procs_per_node: int | None = None  # one for each device unless given, on a CPU one
+    rendezvous: str | None = None  # host:port of the node where all meet; needed for more than one node
+    restarts: int = 20  # in place, without leaving the node
+    relaunches: int = 3  # of the whole agent, where restarting in place didn't help
+    shutdown_s: float = 100.0  # what ranks have to save in after SIGTERM
+
+
+@dataclass
+class ClusterConfig:
+    """The machines that a long run is planned for."""
+
+    nodes: int | None = None  # those that the run has unless given
+    failures_per_node_hour: float = 1.6e-4  # Llama 3's 419 in 54 days on 2,048 nodes (arXiv 2407.21783)
 
 
 @dataclass
@@ -176,3 +221,7 @@ class Recipe:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -26,7 +26,7 @@ class Checkpoints(Observer):
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         every = self.run.recipe.checkpoint.every
-        if every is not None and progress.step % every == 0:
+        if isinstance(every, int) and progress.step % every == 0:
             try:
                 self._save(progress)
             except OSError as error:
