@@ -17,10 +17,11 @@ def test_the_order_and_the_switches(tmp_path, fake_module):
     fake_module("mlflow")
     fake_module("mlflow.entities")
     recipe = Recipe()
-    assert names(recipe, tmp_path) == ["MetricsFile", "EventsFile", "TensorBoard", "Report", "ConsoleLines"]
+    files = ["Goodput", "MetricsFile", "EventsFile"]
+    assert names(recipe, tmp_path) == [*files, "TensorBoard", "Report", "ConsoleLines"]
     recipe.monitor.wandb = recipe.monitor.mlflow = True
     recipe.monitor.tensorboard = False
-    assert names(recipe, tmp_path) == ["MetricsFile", "EventsFile", "WandB", "MLflow", "Report", "ConsoleLines"]
+    assert names(recipe, tmp_path) == [*files, "WandB", "MLflow", "Report", "ConsoleLines"]
 
 
 def test_a_missing_tracker_is_known_before_the_first_step(tmp_path, monkeypatch):

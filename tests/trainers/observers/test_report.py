@@ -97,6 +97,7 @@ def test_the_key_figures(whole):
         "Validation loss": "3.2500",
         "Throughput": "5,000",
         "Wall time": "4m10s",
+        "Productive": "80.00 %",
         "Parameters": "5.905 M",
         "Device": "a fine CPU",
         "Layout": "dp_shard 4 × tp 2",

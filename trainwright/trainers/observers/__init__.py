@@ -11,13 +11,15 @@ def build_observers(recipe: Recipe, folder: Path) -> list[Observer]:
     """The observers that `recipe.monitor` switches on, in the order in which the loop calls them.
 
     They keep the run's folder, so one process of a run has them. The report comes after the files that it is
-    made of; the event `stop` has to come before `on_stop` to be in it.
+    made of; the event `stop` has to come before `on_stop` to be in it. The goodput comes first: what the others
+    take is then between the steps, and its sum at the end is said before the event `stop`.
 
     Raises:
         BadRequest: a tracker is switched on whose package isn't installed.
     """
     monitor = recipe.monitor
     table: list[tuple[bool, Callable[[], Observer]]] = [
+        (True, lambda: _goodput(folder)),
         (True, lambda: _metrics_file(folder)),
         (True, lambda: _events_file(folder)),
         (monitor.tensorboard, lambda: _tensorboard(folder)),
@@ -30,6 +32,12 @@ def build_observers(recipe: Recipe, folder: Path) -> list[Observer]:
 
 
 # Each import stands in a function: a recipe pays for what it switches on, and needs no more installed.
+
+
+def _goodput(folder: Path) -> Observer:
+    from trainwright.trainers.observers.goodput import Goodput
+
+    return Goodput(folder)
 
 
 def _metrics_file(folder: Path) -> Observer:

@@ -30,6 +30,9 @@ FORMATS = {
 }
 
 
+QUIET = ("checkpoint_begun",)  # events that another one follows
+
+
 class ConsoleLines(Observer):
     """Prints every `every`-th step, and always the first, the last, the validated ones, and the events."""
 
@@ -51,7 +54,7 @@ class ConsoleLines(Observer):
         self.first = False
 
     def on_event(self, event: str, fields: dict[str, object]) -> None:
-        if event == "stop":
+        if event in ("goodput", "stop"):  # the end of the run comes after its last step
             self._print_held()
         pairs = {"event": event, **fields}
         self._print(" ".join(f"{key}={_word(value)}" for key, value in pairs.items() if value is not None))

@@ -68,9 +68,12 @@ line.reference { stroke: var(--quiet); stroke-dasharray: 5 4; } .area text.refer
 .legend i { display: inline-block; width: 8px; height: 8px; margin-right: 7px; background: var(--m); }
 .bar { display: flex; height: 16px; gap: 1px; overflow: hidden; border-radius: 3px; }
 .bar i { background: var(--m); min-width: 1px; }
-.cause0 { --m: var(--good); } .cause1 { --m: var(--one); } .cause2 { --m: var(--other); }
-.cause3 { --m: var(--warn); }
-.cause4 { --m: var(--two); } .cause5 { --m: var(--bad); } .cause6 { --m: var(--quiet); }
+.cause-productive { --m: var(--good); } .cause-redone_steps { --m: var(--bad); }
+.cause-start_up { --m: var(--one); } .cause-compile { --m: var(--other); }
+.cause-data_wait { --m: var(--warn); } .cause-checkpoint_stall { --m: var(--two); }
+.cause-saving { --m: color-mix(in srgb, var(--two) 50%, var(--paper)); }
+.cause-validation { --m: color-mix(in srgb, var(--good) 45%, var(--paper)); }
+.cause-other { --m: color-mix(in srgb, var(--quiet) 45%, var(--paper)); } .cause-down { --m: var(--ink); }
 .causes { margin: 12px 0 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th { text-align: left; white-space: nowrap; font-weight: 500; color: var(--quiet); font-size: 13px; }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainwright.trainers.goodput import CAUSES
 from trainwright.trainers.observers.base import Metrics, Observer, Progress
 from trainwright.trainers.observers.page_style import SCRIPT, STYLE
 from trainwright.trainers.observers.plot import Curve, Mark, Plot, draw, running_median, short
@@ -145,7 +146,12 @@ def _figures(run: RunRecord) -> str:
     shares = run.column("mfu")[1]
     if np.isfinite(shares).any():
         add("MFU", f"{np.nanmedian(shares) * 100:.1f} %", "median")
-    add("Wall time", duration(run.seconds) if run.seconds else None)
+    wall = max(
+        run.seconds or 0.0, sum(run.goodput.values())
+    )  # the events begin later, goodput.json ends sooner
+    add("Wall time", duration(wall) if wall else None)
+    if (productive := run.goodput.get("productive")) is not None:
+        add("Productive", f"{productive / sum(run.goodput.values()) * 100:.2f} %", "of the time")
     parameters = run.fact("parameters")
     add("Parameters", short(parameters) if isinstance(parameters, int | float) else parameters)
     add("Device", run.fact("device", "platform"))
@@ -269,7 +275,7 @@ def _goodput(run: RunRecord) -> str:
     total = sum(run.goodput.values())
     if not total:
         return ""
-    styles = {cause: f"cause{min(i, 6)}" for i, cause in enumerate(run.goodput)}
+    styles = {cause: f"cause-{cause if cause in CAUSES else 'other'}" for cause in run.goodput}
     bar = "".join(
         f'<i class="{styles[cause]}" style="width:{seconds / total:.3%}"></i>'
         for cause, seconds in run.goodput.items()
