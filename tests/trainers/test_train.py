@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,9 @@ def lines(path: Path) -> list[dict]:
 def computed(folder: Path) -> list[dict]:
     """metrics.jsonl without what depends on the machine's speed."""
     return [{k: v for k, v in line.items() if k not in TIMED} for line in lines(folder / "metrics.jsonl")]
+
+
+SHOWN = ("start", "resume", "checkpoint", "sample", "stop")
 
 
 def events(folder: Path, name: str) -> list[dict]:
@@ -56,9 +60,9 @@ def test_a_run_leaves_what_the_design_promises(
     ]
     assert (folder / "report.html").stat().st_size > 0
     assert list((folder / "tensorboard").iterdir())
-    assert [e["event"] for e in lines(folder / "events.jsonl")] == [
-        "start", "unigram", "checkpoint", "checkpoint", "checkpoint", "sample", "stop",
-    ]  # fmt: skip
+    happened = [e["event"] for e in lines(folder / "events.jsonl") if e["event"] != "checkpoint_begun"]
+    saved = ["checkpoint"] * 3
+    assert happened == ["start", "unigram", *saved, "sample", "goodput", "stop"]
     printed = capsys.readouterr().out
     assert "step=12 loss=" in printed
     assert f"report={folder / 'report.html'}" in printed
@@ -201,7 +205,7 @@ def test_a_disk_that_fills_up_under_the_writer_is_said_in_a_sentence(tiny: list[
     done = subprocess.run(command, preexec_fn=limit, timeout=120, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("trainwright: the last checkpoint couldn't be saved")
-    assert [event["step"] for event in events(folder, "checkpoint_failed")] == [5, 10]
+    assert [event["step"] for event in events(folder, "checkpoint_failed")] == [5, 10, 12]
     assert list((folder / "checkpoints").iterdir()) == []
 
 
@@ -210,11 +214,11 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 ):
     whole, written = save.write_manifest, []
 
-    def full(path: Path) -> None:
-        written.append(path)
+    def full(*args: Any) -> None:
+        written.append(args)
         if len(written) > 1:
             raise OSError(28, "No space left on device")
-        whole(path)
+        whole(*args)
 
     monkeypatch.setattr(save, "write_manifest", full)
     assert main(["train", *tiny]) == 1
@@ -258,3 +262,41 @@ def test_a_model_may_be_compiled(tiny: list[str], tmp_path: Path):
     eager, compiled = (computed(tmp_path / "runs" / name) for name in ("eager", "compiled"))
     for a, b in zip(eager, compiled, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_notice_saves_and_ends_with_75(tiny: list[str], folder: Path, tmp_path: Path, notice: signal.Signals):
+    words = [*tiny, "train.steps=60", "checkpoint.every=null"]
+    assert main(["train", *words, "run.name=whole"]) == 0
+    command = [sys.executable, "-m", "trainwright", "train", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("step=3 "):
+                child.send_signal(notice)
+                break
+        stderr = child.communicate(timeout=60)[1]
+    assert child.returncode == 75
+    step = events(folder, "checkpoint")[-1]["step"]
+    assert 3 <= step < 60
+    assert f"{notice.name} stopped the run after step {step}" in stderr
+    assert main(["train", *words]) == 0
+    assert events(folder, "resume")[0]["step"] == step
+    assert computed(folder) == computed(tmp_path / "runs" / "whole")
+
+
+def test_saves_by_the_clock(tiny: list[str], folder: Path):
+    assert main(["train", *tiny, "train.steps=200", "checkpoint.every=null", "checkpoint.minutes=0.01"]) == 0
+    steps = [event["step"] for event in events(folder, "checkpoint")]
+    assert len(steps) > 1
+    assert steps[-1] == 200
+
+
+def test_the_interval_is_chosen_from_what_a_save_costs(tiny: list[str], folder: Path):
+    words = ["train.steps=300", "checkpoint.every=auto", "cluster.failures_per_node_hour=36000"]
+    assert main(["train", *tiny, *words]) == 0
+    (chosen,) = events(folder, "checkpoint_interval")
+    steps = [event["step"] for event in events(folder, "checkpoint")]
+    assert steps[0] == 10
+    assert len(steps) > 2
+    assert chosen["seconds"] >= chosen["write_s"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.resilience.wishes import Wishes
 
 # A float32 counts to 2**24 only: target tokens travel as two numbers.
 LOW_BITS = 12
@@ -33,28 +34,34 @@ def counted(high: float, low: float, going: float) -> Count:
 
 
 class Facts(NamedTuple):
-    """A step's numbers over all ranks, on the device until they are read; `following` counts the next batch."""
+    """A step's numbers over all ranks, on the device until they are read.
+
+    following: counts the next batch. wished: what the ranks ask of all.
+    """
 
     loss: Tensor
     grad_norm: Tensor
     param_norm: Tensor
     following: Tensor
+    wished: Tensor
 
-    def read(self) -> tuple[float, float, float, Count]:
-        """As Python numbers: the step's one wait for the device."""
-        loss, grad_norm, param_norm, *following = torch.cat((torch.stack(self[:3]), self.following)).tolist()
-        return loss, grad_norm, param_norm, counted(*following)
+    def read(self, wishes: Wishes) -> tuple[float, float, float, Count]:
+        """As Python numbers: the step's one wait for the device. What is agreed on goes into `wishes`."""
+        numbers = torch.cat((torch.stack(self[:3]), self.following, self.wished)).tolist()
+        loss, grad_norm, param_norm, *others = numbers
+        wishes.agree(*others[3:])
+        return loss, grad_norm, param_norm, counted(*others[:3])
 
 
-def agree(loss: Tensor, squares: Tensor, following: Batch, ranks: Ranks) -> Facts:
+def agree(loss: Tensor, squares: Tensor, following: Batch, wishes: Wishes, ranks: Ranks) -> Facts:
     """The step's one small all-reduce. It also counts the batch that comes next, so that no step needs two.
 
     loss: this rank's share of the step's mean loss. squares: of the sums of squares of gradients and weights.
     """
-    share = torch.cat((loss.reshape(1), squares, loss.new_tensor(count(following, ranks))))
-    total = ranks.sum(share)
+    others = loss.new_tensor([*count(following, ranks), *wishes.numbers()])
+    total = ranks.sum(torch.cat((loss.reshape(1), squares, others)))
     norms = total[1:3].sqrt()
-    return Facts(total[0], norms[0], norms[1], total[3:])
+    return Facts(total[0], norms[0], norms[1], total[3:6], total[6:])
 
 
 def count_all(batch: Batch, ranks: Ranks, device: torch.device) -> Count:

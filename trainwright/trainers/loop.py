@@ -14,6 +14,7 @@ from trainwright.trainers.observers.base import Metrics, Observer
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.progress import Progress
+from trainwright.trainers.resilience.wishes import Wishes
 from trainwright.trainers.schedule import learning_rate
 from trainwright.trainers.steppers.base import Stepper
 
@@ -25,6 +26,7 @@ def train_steps(
     stream: Iterator[Batch],
     validation: Sequence[Batch] | None,
     observer: Observer,
+    wishes: Wishes,
     ranks: Ranks,
     platform: Platform,
     train: TrainConfig,
@@ -33,7 +35,9 @@ def train_steps(
     flops_per_token: float,
     peak_flops: float | None,
 ) -> None:
-    """Train from `progress` to the last step or the data's end, whichever is first; keeps `progress` true.
+    """Train from `progress` to the last step or the data's end, or until a rank wishes to stop.
+
+    Keeps `progress` true.
 
     total_steps: where the schedule ends. flops_per_token, peak_flops: for `mfu`, which is left out where
     the device's peak isn't known. `param_norm` is that of the weights that made the step's loss.
@@ -55,10 +59,10 @@ def train_steps(
         asked = time.perf_counter()
         upcoming = next(stream)
         data_time = time.perf_counter() - asked
-        facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, ranks)
+        facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, wishes, ranks)
         lr = learning_rate(optim, total_steps, progress.step + 1)
         stepper.update(lr, facts.grad_norm, optim.clip)
-        loss, grad_norm, param_norm, count = facts.read()
+        loss, grad_norm, param_norm, count = facts.read(wishes)
         step_time = time.perf_counter() - started
         if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
             raise NumericalFailure(
@@ -87,6 +91,8 @@ def train_steps(
         if validation and _validates(progress.step, train):
             metrics["val_loss"] = validation_loss(stepper, validation, ranks)
         observer.on_step(progress, metrics)
+        if wishes.agreed_stop:
+            break
 
 
 def _validates(step: int, train: TrainConfig) -> bool:

@@ -1,6 +1,7 @@
 """A run's folder: where it is, what its config.yaml says, and what happens to one that is there already."""
 
 import importlib.metadata
+import os
 import platform as host
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,6 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from trainwright import __version__
 from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.errors import BadRequest
+from trainwright.trainers.checkpoint.place import Place, place
+
+RELAUNCHES = "TRAINWRIGHT_RELAUNCHES"  # set by `trainwright launch`: how often it has started the agent again
 
 PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datasets")
 
@@ -25,6 +29,20 @@ def run_folder(recipe: Recipe) -> Path:
     """``run.dir/run.name``."""
     assert recipe.run.name is not None
     return Path(recipe.run.dir).expanduser() / recipe.run.name
+
+
+def checkpoint_folder(recipe: Recipe) -> Place:
+    """Where the run's checkpoints are: in its folder, or below ``checkpoint.dir`` under its name.
+
+    Raises:
+        BadRequest: `checkpoint.dir` has a protocol that can't be used here.
+    """
+    if recipe.checkpoint.dir is None:
+        return place(run_folder(recipe) / "checkpoints")
+    try:
+        return place(recipe.checkpoint.dir) / str(recipe.run.name)
+    except (ValueError, ImportError) as error:
+        raise BadRequest(f"checkpoint.dir={recipe.checkpoint.dir} can't be used: {error}") from error
 
 
 def config_text(recipe: Recipe, device: str) -> str:
@@ -45,13 +63,32 @@ def set_aside(folder: Path) -> Path | None:
     return folder.rename(aside)
 
 
+def starts_afresh(recipe: Recipe) -> bool:
+    """Whether what is there already is to be left: not once a launcher has restarted the ranks."""
+    restarted = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", RELAUNCHES))
+    return recipe.resume == "none" and not restarted
+
+
+def make_room(checkpoints: Place) -> None:
+    """See that a run that starts afresh finds no checkpoints of an earlier one.
+
+    Raises:
+        BadRequest: some are where they can't be moved.
+    """
+    if not checkpoints.names():
+        return
+    if not checkpoints.local:
+        raise BadRequest(f"resume=none and {checkpoints} has checkpoints: give another run.name or delete them")
+    set_aside(Path(checkpoints.path))
+
+
 # What a Llama's parameters are: their names and shapes, and what they compute.
 MODEL_KEYS = tuple(
     f"model.{item.name}" for item in fields(ModelConfig) if item.name not in ("pretrained", "initializer_range")
 )
 
 
-def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: Path) -> None:
+def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: Place) -> None:
     """Refuse to go on from a checkpoint of another model, or whose data cursor counts in another stream.
 
     before: the checkpoint's config.yaml.

@@ -11,8 +11,10 @@ import torch
 from omegaconf import OmegaConf
 
 from trainwright.configs.schema import Recipe
+from trainwright.errors import Preempted
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state, require_whole
-from trainwright.trainers.checkpoint.save import CONFIG
+from trainwright.trainers.checkpoint.place import Place, place
+from trainwright.trainers.checkpoint.save import CONFIG, Saver
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.data.dealing import own_cursor
 from trainwright.trainers.flops import training_flops_per_token
@@ -27,7 +29,16 @@ from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.progress import Progress
-from trainwright.trainers.run_folder import check_same_run, config_text, run_folder, set_aside
+from trainwright.trainers.resilience.wishes import Wishes, ending_on_notice, stopping_on_notice
+from trainwright.trainers.run_folder import (
+    check_same_run,
+    checkpoint_folder,
+    config_text,
+    make_room,
+    run_folder,
+    set_aside,
+    starts_afresh,
+)
 from trainwright.trainers.steppers.base import Stepper
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.base import Task
@@ -38,9 +49,9 @@ from trainwright.trainers.tasks.pretrain import Pretraining
 class Start:
     """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor."""
 
-    checkpoint: Path | None
+    checkpoint: Place | None
     progress: Progress
-    passed_over: list[tuple[Path, str]]
+    passed_over: list[tuple[Place, str]]
 
 
 def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
@@ -51,13 +62,14 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     Raises:
         BadRequest: the data, the device, or a checkpoint that was named can't be used.
         RunFailed: the last checkpoint can't be saved.
+        Preempted: SIGTERM or SIGUSR1 came, and what was done is saved.
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
-    with open_ranks(recipe.parallel, platform) as ranks:
+    with ending_on_notice(), open_ranks(recipe.parallel, platform) as ranks:
         folder = run_folder(recipe)
-        start = ranks.share(find_start(recipe, folder) if ranks.first else None)
-        if start.progress.ended or start.progress.step >= (recipe.train.steps or math.inf):
+        start = find_start(recipe, ranks)
+        if _finished(start.progress, recipe):
             if ranks.first:
                 _say_finished(recipe, folder, start.progress)
             return
@@ -66,17 +78,24 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         config = config_text(recipe, platform.describe())
         if ranks.first:
             open_folder(recipe, folder, config)
-        checkpoints = Checkpoints(stepper.state_dict, config, ranks)
+        wishes = Wishes()
+        saver = Saver(checkpoint_folder(recipe), config, ranks.aside(), recipe.checkpoint)
+        checkpoints = Checkpoints(stepper.state_dict, saver, wishes, ranks)
         said = build_observers(recipe, folder) if ranks.first else []
         watching = Observers([*said, checkpoints, *observers])
         run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
-        _train(run, task, stepper, start, checkpoints, watching, ranks, platform)
+        with stopping_on_notice(wishes):
+            _train(run, task, stepper, start, checkpoints, watching, wishes, ranks, platform)
         if ranks.first:
             print(f"report={folder / 'report.html'}", flush=True)
 
 
+def _finished(progress: Progress, recipe: Recipe) -> bool:
+    return progress.ended or progress.step >= (recipe.train.steps or math.inf)
+
+
 def build_stepper(
-    recipe: Recipe, task: Task, ranks: Ranks, platform: Platform, checkpoint: Path | None
+    recipe: Recipe, task: Task, ranks: Ranks, platform: Platform, checkpoint: Place | None
 ) -> tuple[EagerStepper, int]:
     """The task's model on its ranks, with initial weights or a checkpoint's, and its number of parameters."""
     model = task.build_model(platform)
@@ -100,6 +119,7 @@ def _train(
     start: Start,
     checkpoints: Checkpoints,
     watching: Observers,
+    wishes: Wishes,
     ranks: Ranks,
     platform: Platform,
 ) -> None:
@@ -119,6 +139,7 @@ def _train(
                 stream=stream,
                 validation=validation,
                 observer=watching,
+                wishes=wishes,
                 ranks=ranks,
                 platform=platform,
                 train=recipe.train,
@@ -131,6 +152,11 @@ def _train(
                 val_loss = validation_loss(stepper, validation, ranks)
                 run.emit("validation", step=progress.step, val_loss=val_loss)
             checkpoint = checkpoints.save_last(progress)
+            if wishes.agreed_stop and not _finished(progress, recipe):
+                raise Preempted(
+                    f"{wishes.stop or 'a signal to another rank'} stopped the run after step {progress.step}, "
+                    f"which is saved as {checkpoint}: the same command goes on from there"
+                )
             if ranks.first and (sample := task.sample(checkpoint)):
                 run.emit("sample", step=progress.step, **sample)
         except BaseException as error:
@@ -143,30 +169,36 @@ def _train(
 
 def open_folder(recipe: Recipe, folder: Path, config: str) -> None:
     """Make the run's folder, moving aside what a fresh start finds there."""
-    if recipe.resume == "none":
+    if starts_afresh(recipe):
         set_aside(folder)
+        make_room(checkpoint_folder(recipe))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
 
 
-def find_start(recipe: Recipe, folder: Path) -> Start:
+def find_start(recipe: Recipe, ranks: Ranks) -> Start:
     """The run's own newest whole checkpoint, else the one that `resume` names, else the beginning.
 
     A run that was started from a named checkpoint and restarted by the same command goes on from where it
-    had come to, not from the named one again.
+    had come to, not from the named one again. All ranks call it.
 
     Raises:
         BadRequest: the named checkpoint isn't whole, or is of another stream of data.
     """
-    passed_over: list[tuple[Path, str]] = []
+    passed_over: list[tuple[Place, str]] = []
     path = None
-    if recipe.resume != "none":
-        path = newest_whole(folder / "checkpoints", lambda *fault: passed_over.append(fault))
+    if not ranks.share(starts_afresh(recipe)):
+        path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
-        path = require_whole(Path(recipe.resume).expanduser())
+        path = require_whole(place(recipe.resume), ranks)
     if path is None:
         return Start(None, Progress(0, 0, np.empty((0, 0), np.int64)), passed_over)
-    before = OmegaConf.load(path / CONFIG)
+    start: Start = ranks.share(_start_at(path, recipe, passed_over) if ranks.first else None)
+    return start
+
+
+def _start_at(path: Place, recipe: Recipe, passed_over: list[tuple[Place, str]]) -> Start:
+    before = OmegaConf.create((path / CONFIG).read_text())
     check_same_run(recipe, before, path)
     progress = read_progress(path)
     progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,28 +6,35 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainers.checkpoint.saving import save_now
+from trainwright.configs.schema import CheckpointConfig
+from trainwright.trainers.checkpoint import save as saving
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state
 from trainwright.trainers.checkpoint.manifest import fault
-from trainwright.trainers.checkpoint.save import list_checkpoints, save_checkpoint
+from trainwright.trainers.checkpoint.place import Place, place
+from trainwright.trainers.checkpoint.save import Saver, outdated, step_name, step_names
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
 
 
-def save(folder: Path, step: int, keep: int = 2) -> Path:
+def save(folder: Path | str, step: int, **policy: int) -> Place:
     state = {"model": {"w": torch.full((3,), float(step))}}
-    progress = Progress(step, 7 * step, np.array([[step]]))
-    return save_checkpoint(folder, state, progress, "seed: 0\n", Ranks(), keep=keep)
+    return save_now(folder, state, Progress(step, 7 * step, np.array([[step]])), **policy)
+
+
+def weights(path: Place) -> list[float]:
+    state = {"model": {"w": torch.zeros(3)}}
+    read_state(path, state, alone=True)
+    return state["model"]["w"].tolist()
 
 
 def steps(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("step_")) for path in list_checkpoints(folder)]
+    return [int(name.removeprefix("step_")) for name in step_names(place(folder))]
 
 
 def test_what_was_saved_comes_back(tmp_path: Path):
     path = save(tmp_path, 5)
-    state = {"model": {"w": torch.zeros(3)}}
-    read_state(path, state, alone=True)
-    assert torch.equal(state["model"]["w"], torch.full((3,), 5.0))
+    assert weights(path) == [5.0, 5.0, 5.0]
     progress = read_progress(path)
     assert (progress.step, progress.tokens, progress.cursor.tolist()) == (5, 35, [[5]])
 
@@ -37,19 +45,59 @@ def test_the_newest_stay(tmp_path: Path):
     assert steps(tmp_path) == [3, 4]
 
 
+def test_every_mth_stays_too(tmp_path: Path):
+    for step in range(1, 9):
+        save(tmp_path, step, keep=1, keep_every=3)
+    assert steps(tmp_path) == [3, 6, 8]
+
+
 def test_a_damaged_later_one_goes_before_a_good_one(tmp_path: Path):
     for step in (100, 200):
         save(tmp_path, step)
     (tmp_path / "step_00000200" / "manifest.json").unlink()
     save(tmp_path, 150, keep=1)
     assert steps(tmp_path) == [150]
+    assert outdated(["step_00000100", "step_00000150"], "step_00000150", CheckpointConfig(keep=2)) == []
 
 
 def test_the_same_step_may_be_saved_again(tmp_path: Path):
     save(tmp_path, 3)
     path = save(tmp_path, 3)
-    assert fault(path) is None
+    assert fault(path, Ranks()) is None
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_a_save_killed_while_it_replaced_a_checkpoint_leaves_that_one(tmp_path: Path):
+    path = save(tmp_path, 3)
+    (tmp_path / path.name).rename(tmp_path / f"{path.name}.replaced")
+    assert newest_whole(place(tmp_path), Ranks(), lambda *_: None) == path
+    assert weights(path) == [3.0, 3.0, 3.0]
+
+
+def test_training_goes_on_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is saved is the state as it was; until the manifest is written nothing counts."""
+    let_go = threading.Event()
+    write = saving.write_manifest
+    monkeypatch.setattr(saving, "write_manifest", lambda *args: let_go.wait(60) and write(*args))
+    saver = Saver(place(tmp_path), "seed: 0\n", Ranks(), CheckpointConfig())
+    weight = torch.full((3,), 1.0)
+    saver.begin({"model": {"w": weight}}, Progress(1, 7, np.array([[1]])))
+    weight.fill_(2.0)
+    assert saver.busy
+    assert saver.ended() is None
+    assert steps(tmp_path) == []
+    let_go.set()
+    saved = saver.ended(wait=True)
+    assert saved is not None
+    assert (saved.step, saved.wrong, saver.busy) == (1, None, False)
+    assert saved.bytes > 0
+    assert weights(saved.path) == [1.0, 1.0, 1.0]
+
+
+def test_what_is_no_fault_of_the_disk_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "write_manifest", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +112,24 @@ def test_the_same_step_may_be_saved_again(tmp_path: Path):
 )
 def test_damage_is_named_and_passed_over(harm: Callable[[Path], object], wrong: str, tmp_path: Path):
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
-    harm(bad)
+    harm(tmp_path / bad.name)
     said = []
-    assert newest_whole(tmp_path, lambda *fault: said.append(fault)) == good
+    assert newest_whole(place(tmp_path), Ranks(), lambda *fault: said.append(fault)) == good
     assert said == [(bad, wrong)]
+
+
+def test_a_store_of_objects_keeps_checkpoints_too():
+    """Where nothing can be renamed, the manifest alone says that all is there."""
+    url = "memory://bucket/run"
+    for step in (1, 2, 3):
+        save(url, step)
+    folder = place(url)
+    assert step_names(folder) == [step_name(2), step_name(3)]
+    assert str(folder / step_name(3)) == "memory:///bucket/run/step_00000003"
+    folder.fs.rm_file((folder / step_name(3) / "manifest.json").path)
+    found = newest_whole(folder, Ranks(), lambda *_: None)
+    assert found == folder / step_name(2)
+    assert weights(found) == [2.0, 2.0, 2.0]
+    save(url, 3)  # what was left of it there doesn't get in the way
+    assert fault(folder / step_name(3), Ranks()) is None
+    folder.remove()

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor, Shard
 
+from tests.trainers.checkpoint.saving import save_now
 from trainwright.configs.schema import ParallelConfig
 from trainwright.errors import BadRequest
 from trainwright.trainers.checkpoint import save
 from trainwright.trainers.checkpoint.load import read_state
-from trainwright.trainers.checkpoint.save import list_checkpoints, save_checkpoint
+from trainwright.trainers.checkpoint.place import place
+from trainwright.trainers.checkpoint.save import step_names
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.progress import Progress
@@ -58,17 +60,17 @@ def save_with_a_full_disk_on_one(folder: Path) -> tuple[str, list[str]]:
 
     with open_ranks(ParallelConfig(), Cpu()) as ranks:
         progress = Progress(7, 7, np.zeros((1, 1), np.int64))
-        save_checkpoint(folder, sharded(ranks), progress, "seed: 0\n", ranks, keep=2)
+        save_now(folder, sharded(ranks), progress, ranks)
         with pytest.MonkeyPatch.context() as patch:
             if ranks.rank == 0:
                 patch.setattr(save, "write_manifest", full)
             try:
-                save_checkpoint(folder, sharded(ranks), progress, "seed: 0\n", ranks, keep=2)
+                save_now(folder, sharded(ranks), progress, ranks)
                 said = "saved"
             except OSError as error:
                 said = str(error)
         ranks.share(None)  # the others look when rank 0 has tidied up
-        return said, [path.name for path in list_checkpoints(folder)]
+        return said, step_names(place(folder))
 
 
 def test_a_disk_that_is_full_for_one_rank_is_said_on_all(run_on_ranks, tmp_path: Path):
@@ -79,7 +81,7 @@ def test_a_disk_that_is_full_for_one_rank_is_said_on_all(run_on_ranks, tmp_path:
 def load_another_model(folder: Path) -> None:
     with open_ranks(ParallelConfig(), Cpu()) as ranks:
         progress = Progress(1, 1, np.zeros((1, 1), np.int64))
-        path = save_checkpoint(folder, sharded(ranks), progress, "seed: 0\n", ranks, keep=2)
+        path = save_now(folder, sharded(ranks), progress, ranks)
         read_state(path, {"other": sharded(ranks)["w"]}, alone=False)
 
 

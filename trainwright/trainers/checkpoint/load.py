@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,51 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.checkpoint.manifest import fault
-from trainwright.trainers.checkpoint.save import PROGRESS, STATE, first_cause, list_checkpoints
+from trainwright.trainers.checkpoint.place import Place
+from trainwright.trainers.checkpoint.save import PROGRESS, REPLACED, STATE, first_cause, step_names
+from trainwright.trainers.checkpoint.shards import Reader
+from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
 
 
-def newest_whole(folder: Path, passed_over: Callable[[Path, str], None]) -> Path | None:
-    """The newest checkpoint below `folder` that is whole; `passed_over` hears of each that isn't."""
-    for path in reversed(list_checkpoints(folder)):
-        wrong = fault(path)
+def newest_whole(folder: Place, ranks: Ranks, passed_over: Callable[[Place, str], None]) -> Place | None:
+    """The newest checkpoint below `folder` that is whole; `passed_over` hears of each newer one that isn't.
+
+    All ranks call it: they share the reading.
+    """
+    names: list[str] = ranks.share(_found(folder) if ranks.first else None)
+    for name in reversed(names):
+        wrong = fault(folder / name, ranks)
         if wrong is None:
-            return path
-        passed_over(path, wrong)
+            return folder / name
+        passed_over(folder / name, wrong)
     return None
 
 
-def require_whole(path: Path) -> Path:
+def _found(folder: Place) -> list[str]:
+    """The names of the checkpoints, after putting back one that was moved aside when a save was killed."""
+    names = folder.names()
+    for name in names:
+        there = name.removesuffix(REPLACED)
+        if name.endswith(REPLACED) and there not in names:
+            (folder / name).rename(folder / there)
+    return step_names(folder)
+
+
+def require_whole(path: Place, ranks: Ranks) -> Place:
     """`path` itself, if a whole checkpoint is there.
 
     Raises:
         BadRequest: what is wrong with it.
     """
-    wrong = fault(path) if path.is_dir() else "there is no such folder"
+    there = ranks.share(path.is_folder() if ranks.first else None)
+    wrong = fault(path, ranks) if there else "there is no such folder"
     if wrong is not None:
         raise BadRequest(f"resume={path} can't be used, {wrong}: name a folder like checkpoints/step_00000100")
     return path
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: Place) -> Progress:
     """The counters of the checkpoint at `path`."""
     said = json.loads((path / PROGRESS).read_text())
     return Progress(
@@ -51,7 +68,7 @@ def read_progress(path: Path) -> Progress:
 
 
 @torch.no_grad()
-def read_state(path: Path, state: dict[str, Any], *, alone: bool) -> None:
+def read_state(path: Place, state: dict[str, Any], *, alone: bool) -> None:
     """Fill the tensors of `state` in place from the checkpoint at `path`, whatever layout it was saved under.
 
     alone: this process reads for itself; else all ranks of the process group read, each its own parts.
@@ -63,7 +80,7 @@ def read_state(path: Path, state: dict[str, Any], *, alone: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says what we asked for
         try:
-            load(state, checkpoint_id=path / STATE, no_dist=alone)
+            load(state, storage_reader=Reader(path / STATE), no_dist=alone)
         except CheckpointException as error:
             cause = first_cause(error)
             if isinstance(cause, OSError):

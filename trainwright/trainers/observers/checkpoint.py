@@ -1,58 +1,111 @@
-"""Saves the run every `checkpoint.every` steps and at its end."""
+"""Saves the run every `checkpoint.every` steps or `checkpoint.minutes`, and at its end."""
 
+import math
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from trainwright.errors import RunFailed
-from trainwright.trainers.checkpoint.save import PREFIX, save_checkpoint
+from trainwright.trainers.checkpoint.place import Place
+from trainwright.trainers.checkpoint.save import Saved, Saver, step_name
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.plan.goodput import best_interval
+from trainwright.trainers.resilience.wishes import Wishes
+
+MEASURED_AT = 10  # auto: how many steps come before the first save, which shows what a save costs
 
 
 class Checkpoints(Observer):
     """A save that fails leaves the last good one, is said, and doesn't stop the run. Every rank has one."""
 
-    def __init__(self, state_dict: Callable[[], dict[str, Any]], config: str, ranks: Ranks) -> None:
+    def __init__(
+        self, state_dict: Callable[[], dict[str, Any]], saver: Saver, wishes: Wishes, ranks: Ranks
+    ) -> None:
         self.state_dict = state_dict
-        self.config = config
+        self.saver = saver
+        self.wishes = wishes
         self.ranks = ranks
+        self._stall = 0.0
+        self._interval = math.inf  # seconds
         self._saved_step = -1
 
     def on_start(self, run: Run, progress: Progress) -> None:
         self.run = run
-        self._saved_step = progress.step
-        self._path = run.folder / "checkpoints" / f"{PREFIX}{progress.step:08d}"
+        self._saved_step = self._started_step = progress.step
+        self._path = self.saver.folder / step_name(progress.step)
+        self._begun = time.monotonic()
+        if (minutes := run.recipe.checkpoint.minutes) is not None:
+            self._interval = 60 * minutes
+        if run.recipe.checkpoint.every is not None or minutes is not None:
+            self.saver.prepare(self.state_dict())
+        self._ask(progress)
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
+        self._hear()
         every = self.run.recipe.checkpoint.every
-        if isinstance(every, int) and progress.step % every == 0:
-            try:
-                self._save(progress)
-            except OSError as error:
-                self.run.emit("checkpoint_failed", step=progress.step, reason=str(error))
+        if self.wishes.agreed_save or (isinstance(every, int) and progress.step % every == 0):
+            self._begin(progress)
+            self.wishes.save = False
+        self._ask(progress)
 
-    def save_last(self, progress: Progress) -> Path:
+    def on_stop(self, progress: Progress, reason: str) -> None:
+        self.saver.settle()
+
+    def save_last(self, progress: Progress) -> Place:
         """Save the end of the run, unless that has just been done, and say where it is.
 
         Raises:
             RunFailed: it can't be saved.
         """
-        if progress.step == self._saved_step and not progress.ended:
-            return self._path
-        try:
-            return self._save(progress)
-        except OSError as error:
-            raise RunFailed(
-                f"the last checkpoint couldn't be saved ({error}): make room and start again, and the run "
-                "goes on from the one before"
-            ) from error
+        self._hear(wait=True)
+        if progress.step != self._saved_step or progress.ended:
+            self._begin(progress)
+            ended = self._hear(wait=True)
+            if ended and ended.wrong:
+                raise RunFailed(
+                    f"the last checkpoint couldn't be saved ({ended.wrong}): make room and start again, and "
+                    "the run goes on from the one before"
+                ) from ended.wrong
+        return self._path
 
-    def _save(self, progress: Progress) -> Path:
-        folder: Path = self.run.folder / "checkpoints"
-        keep = self.run.recipe.checkpoint.keep
-        path = save_checkpoint(folder, self.state_dict(), progress, self.config, self.ranks, keep=keep)
-        self._saved_step = progress.step
-        self._path = path
-        self.run.emit("checkpoint", step=progress.step, path=str(path))
-        return path
+    def _ask(self, progress: Progress) -> None:
+        """Wish for a save after the next step, if the time for it has come; it waits for one being written.
+
+        Clocks differ: rank 0's is the one that counts.
+        """
+        measures = self.run.recipe.checkpoint.every == "auto" and self._interval == math.inf
+        due = measures and progress.step + 1 == self._started_step + MEASURED_AT
+        late = time.monotonic() - self._begun >= self._interval
+        self.wishes.save = self.wishes.save or (self.ranks.first and (due or late))
+        self.wishes.busy = self.saver.busy
+
+    def _begin(self, progress: Progress) -> None:
+        """Save this very step: where one is due before the last has been written, training waits for that."""
+        self._begun = time.monotonic()
+        self._hear(wait=True)
+        self.saver.begin(self.state_dict(), progress)
+        self._stall = time.monotonic() - self._begun
+        self.run.emit("checkpoint_begun", step=progress.step, stall_s=self._stall)
+
+    def _hear(self, *, wait: bool = False) -> Saved | None:
+        """Tell of the save that has ended since the last time."""
+        ended = self.saver.ended(wait=wait)
+        if ended is None:
+            return None
+        if ended.wrong:
+            self.run.emit("checkpoint_failed", step=ended.step, reason=str(ended.wrong))
+            return ended
+        self._saved_step, self._path = ended.step, ended.path
+        said = {"path": str(ended.path), "write_s": ended.write_s, "bytes": ended.bytes}
+        self.run.emit("checkpoint", step=ended.step, **said)
+        if self.run.recipe.checkpoint.every == "auto" and self._interval == math.inf:
+            self._choose_interval(ended.write_s)
+        return ended
+
+    def _choose_interval(self, write_s: float) -> None:
+        cluster = self.run.recipe.cluster
+        failures_per_hour = cluster.failures_per_node_hour * (cluster.nodes or self.ranks.nodes)
+        if failures_per_hour > 0:
+            self._interval = best_interval(self._stall, write_s, 3600 / failures_per_hour)
+            self.run.emit("checkpoint_interval", seconds=self._interval, stall_s=self._stall, write_s=write_s)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -42,16 +42,22 @@ class Ranks:
     data_ranks: int = 1
     tp_rank: int = 0
     mesh: DeviceMesh | None = None
+    group: dist.ProcessGroup | None = None  # that they communicate in; None is torch's default group
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0: the one that speaks and writes the run's files."""
         return self.rank == 0
 
+    @property
+    def nodes(self) -> int:
+        """How many machines the ranks are on, where all have as many as this one."""
+        return max(1, self.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
+
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum of every rank's `numbers`, in place."""
         if self.size > 1:
-            dist.all_reduce(numbers)
+            dist.all_reduce(numbers, group=self.group)
         return numbers
 
     def share(self, value: Any) -> Any:
@@ -59,7 +65,7 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=HOST)
+        dist.broadcast_object_list(box, src=0, group=self.group, device=HOST)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -67,8 +73,14 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def aside(self) -> "Ranks":
+        """The same ranks with a process group of their own on the host, for a thread beside the training."""
+        if self.size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     @contextmanager
     def one_a_node_first(self) -> Iterator[None]:
@@ -78,6 +90,16 @@ class Ranks:
         yield
         if self.size > 1 and self.local_rank == 0:
             dist.barrier()
+
+
+def attempt() -> str:
+    """What tells this start of the ranks from earlier ones in the same store.
+
+    Where torchrun's own store is the ranks', that is its count of restarts. Otherwise each start has a store of
+    its own, and the count must not be used: a node that starts again because another came doesn't count that.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
 
 
 @contextmanager
@@ -98,9 +120,8 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
         dist.destroy_process_group()
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     # One launch may train several times (--multirun), and start again: each time ranks meet under other keys.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    times = store.add(f"trainwright/{attempt}/opened/{rank}", 1)
-    own_keys = dist.PrefixStore(f"trainwright/{attempt}/{times}", store)  # type: ignore[attr-defined]
+    times = store.add(f"trainwright/{attempt()}/opened/{rank}", 1)
+    own_keys = dist.PrefixStore(f"trainwright/{attempt()}/{times}", store)  # type: ignore[attr-defined]
     dist.init_process_group(platform.backend, timeout=TIMEOUT, store=own_keys, rank=rank, world_size=size)
     degrees = resolve_degrees(parallel, size)
     mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)

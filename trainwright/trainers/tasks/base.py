@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from trainwright.models.plan import Plan, Units
 from trainwright.models.storage import Piece
+from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.platform.base import Platform
 
@@ -38,7 +38,7 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of a micro-batch's target tokens, in nats, a scalar."""
 
-    def sample(self, checkpoint: Path) -> dict[str, Any] | None:
+    def sample(self, checkpoint: Place) -> dict[str, Any] | None:
         """Something that shows a person what the model has learnt: the fields of a `sample` event."""
 
     def total_steps(self) -> int | None:

@@ -19,6 +19,7 @@ from trainwright.models.llama_plan import llama_plan, llama_units
 from trainwright.models.plan import Plan, Units
 from trainwright.models.storage import Piece
 from trainwright.trainers.checkpoint.load import read_state
+from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.data.shared import (
     load_shared_tokenizer,
@@ -79,7 +80,7 @@ class Pretraining:
         loss: Tensor = model(batch.tokens, documents, batch.targets)
         return loss
 
-    def sample(self, checkpoint: Path) -> dict[str, Any] | None:
+    def sample(self, checkpoint: Place) -> dict[str, Any] | None:
         """See `Task`; read back from the checkpoint, so that it is the same from any layout.
 
         On the CPU: the device may have no room for a whole model beside this rank's part of it.
