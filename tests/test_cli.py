@@ -28,7 +28,7 @@ def test_help_needs_neither_torch_nor_hydra():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["trian"], "trian is not a verb of trainwright: train, data are"),
+        (["trian"], f"trian is not a verb of trainwright: {', '.join(VERBS)} are"),
         (["train", "train.stpes=3"], "train.stpes is not a key of a recipe; the nearest is train.steps"),
         (
             ["train", "train.stpes=1,2", "--multirun"],

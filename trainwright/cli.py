@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
 
+from trainwright import verdict
 from trainwright.errors import BadRequest, TrainwrightError
 
 
@@ -25,6 +26,20 @@ VERBS = {
         "trainwright.trainers.data.describe:describe",
         "trainwright data data=text data.paths=[book.txt]",
     ),
+    "launch": Verb(
+        "start a run's ranks, keep them going, and end with a status to act on",
+        "",  # its targets have one each
+        "trainwright launch torchrun launch.procs_per_node=2 train.steps=20",
+    ),
+}
+
+# Where `launch` starts a run: its second word.
+TARGETS = {
+    "torchrun": Verb(
+        "this node's ranks, by torchrun under a supervisor",
+        "trainwright.launch.torchrun",
+        VERBS["launch"].example,
+    ),
 }
 
 
@@ -36,6 +51,17 @@ def usage() -> str:
     return (
         "Usage: trainwright VERB [recipe=NAME] [key=value ...] [--debug]\n\n"
         f"Verbs:\n{verbs}\n\nExamples:\n{examples}\n  trainwright train --help\n"
+    )
+
+
+def launch_usage() -> str:
+    """The text of ``trainwright launch --help``."""
+    width = max(map(len, TARGETS))
+    targets = "\n".join(f"  {name:<{width}}  {target.help}" for name, target in TARGETS.items())
+    examples = "\n".join(f"  {target.example}" for target in TARGETS.values())
+    return (
+        "Usage: trainwright launch TARGET [recipe=NAME] [key=value ...] [--debug]\n\n"
+        f"Targets:\n{targets}\n\nExamples:\n{examples}\n  trainwright launch torchrun --help\n"
     )
 
 
@@ -55,16 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         words = _completion_words(words)
     try:
+        if words[0] == "launch":
+            return _launch(words[1:], debug)
+        verdict.begin()
         with _one_speaker(debug):
             _run(words[0], words[1:], debug)
     except TrainwrightError as error:
+        verdict.leave(error.status, str(error))
         if debug:
             raise
         print(f"trainwright: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
+        verdict.leave(130, "interrupted")
         print("trainwright: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        verdict.leave(1, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise
+    verdict.leave(0)
     return 0
 
 
@@ -74,6 +109,8 @@ def _completion_words(words: list[str]) -> list[str]:
     Hydra knows of no verbs, so the verb is taken out of the line for it.
     """
     program, *typed = os.environ.get("COMP_LINE", "trainwright").split(" ")
+    if typed[:1] == ["launch"]:  # another word to take out, and the same keys
+        typed = ["train", *typed[2:]]
     verb = typed[0] if typed and typed[0] in VERBS else "train"
     os.environ["COMP_LINE"] = " ".join([program, *(typed[1:] if verb in typed[:1] else typed)])
     return [verb, *words]
@@ -106,3 +143,26 @@ def _run(name: str, words: list[str], debug: bool) -> None:
             verb(recipe)
 
     run_with_recipe(job, name, words)
+
+
+def _launch(words: list[str], debug: bool) -> int:
+    """The exit status of what `words` launch: a target's name and the words of a recipe."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(launch_usage(), end="")
+        return 0
+    name, *words = words
+    if name not in TARGETS:
+        raise BadRequest(f"{name} is not a target of trainwright launch: {', '.join(TARGETS)} is")
+    if {"-m", "--multirun"} & {*words}:
+        raise BadRequest("trainwright launch starts one run: leave --multirun out and launch each of the sweep")
+    from trainwright.configs.compose import run_with_recipe
+    from trainwright.configs.schema import Recipe
+
+    target = import_module(TARGETS[name].target)
+    statuses = [0]  # where Hydra only prints, no job is called
+
+    def job(recipe: Recipe) -> None:
+        statuses.append(target.launch(recipe, [*words, *(["--debug"] if debug else [])]))
+
+    run_with_recipe(job, f"launch {name}", words, target.worlds)
+    return statuses[-1]

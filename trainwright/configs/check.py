@@ -5,7 +5,7 @@ Each check yields sentences; all that apply are reported together.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -17,9 +17,13 @@ from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceCo
 from trainwright.errors import BadRequest
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise BadRequest with every sentence that a check has to say."""
+def check_recipe(recipe: Recipe, worlds: Sequence[int] | None = None) -> None:
+    """Raise BadRequest with every sentence that a check has to say.
+
+    worlds: each number of ranks that the run may come to have; the launcher's, if there is one, unless given.
+    """
     said = [sentence for check in CHECKS for sentence in check(recipe)]
+    said += _layout(recipe, worlds)
     if said:
         raise BadRequest("; ".join(said))
 
@@ -241,20 +245,23 @@ def _missing(key: str, path: str) -> Iterator[str]:
         yield f"{key}: {path} doesn't exist"
 
 
-def _layout(recipe: Recipe) -> Iterator[str]:
+def _layout(recipe: Recipe, worlds: Sequence[int] | None) -> Iterator[str]:
     parallel = recipe.parallel
     for axis, name in (("pp", "pipeline"), ("ep", "expert")):
         if getattr(parallel, axis) > 1:
             degree = f"parallel.{axis}={getattr(parallel, axis)}"
             yield f"{degree}: this version has no {name} parallelism yet; set parallel.{axis}=1"
     said_world = os.environ.get("WORLD_SIZE", "1")
-    if not said_world.isdigit():
+    if worlds is None and not said_world.isdigit():
         yield f"WORLD_SIZE={said_world} in the environment is no number: unset it or start with torchrun"
         return
     if parallel.dp_shard < 1 and parallel.dp_shard != -1:
         yield f"parallel.dp_shard={parallel.dp_shard} must be at least 1, or -1 for the ranks that are left"
     elif parallel.dp_replicate > 0 and parallel.tp > 0:  # else _signs has said it
-        yield from _ranks(recipe, world_size())
+        for world in (world_size(),) if worlds is None else worlds:
+            if said := list(_ranks(recipe, world)):  # one world that doesn't fit says enough
+                yield from said
+                break
         yield from _tensor_parallel(recipe)
 
 
@@ -302,4 +309,4 @@ def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
         yield from _divides(recipe.train.seq_len, tp, "train.seq_len", "parallel.tp")
 
 
-CHECKS = (_words, _signs, _ranges, _saving, _run, _model, _batch, _schedule, _sources, _layout)
+CHECKS = (_words, _signs, _ranges, _saving, _run, _model, _batch, _schedule, _sources)

@@ -53,15 +53,20 @@ def load_recipe(overrides: Sequence[str] = ()) -> Recipe:
         return _to_recipe(config, name)
 
 
-def run_with_recipe(job: Callable[[Recipe], None], verb: str, argv: Sequence[str]) -> None:
+def run_with_recipe(
+    job: Callable[[Recipe], None],
+    verb: str,
+    argv: Sequence[str],
+    worlds: Callable[[Recipe], Sequence[int]] | None = None,
+) -> None:
     """Run `job` under Hydra's own command line: overrides, --cfg, --help, --multirun, completion.
 
-    `argv` is what follows `verb`.
+    `argv` is what follows `verb`. worlds: what `check_recipe` takes, of a verb that starts the ranks itself.
     """
 
     def entry(config: DictConfig) -> None:
         try:
-            job(_to_recipe(config, HydraConfig.get().runtime.choices["recipe"]))
+            job(_to_recipe(config, HydraConfig.get().runtime.choices["recipe"], worlds))
         except TrainwrightError as error:
             raise _PastHydra(error) from error
 
@@ -104,10 +109,12 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     return [re.sub(r"^data\.mix\.([^.=]+)\.([^.=]+)=(.*)$", r"++data.mix={\1:{\2:\3}}", word) for word in words]
 
 
-def _to_recipe(config: DictConfig, recipe_name: str | None) -> Recipe:
+def _to_recipe(
+    config: DictConfig, recipe_name: str | None, worlds: Callable[[Recipe], Sequence[int]] | None = None
+) -> Recipe:
     recipe = cast(Recipe, OmegaConf.to_object(config))
     _take_from_pretrained(recipe)
-    check_recipe(recipe)
+    check_recipe(recipe, worlds(recipe) if worlds else None)
     if recipe.run.name is None:
         recipe.run.name = default_run_name(recipe, recipe_name or "default")
     return recipe

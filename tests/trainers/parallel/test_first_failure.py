@@ -34,7 +34,7 @@ class Run:
         self.set(
             WORLD_SIZE="4", LOCAL_WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self.store.port)
         )
-        self.set(TORCHELASTIC_RUN_ID="one", TORCHELASTIC_RESTART_COUNT="0")
+        self.set(TORCHELASTIC_RUN_ID="one", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_USE_AGENT_STORE="True")
 
     def set(self, **variables: str) -> None:
         for name, value in variables.items():

@@ -1,8 +1,8 @@
 """Of the ranks of a run that fails, one says why, and all that end by themselves end with its status.
 
 A failing rank claims the right to speak in the launcher's store, which is there before the process group,
-beside it, and after it has broken. Whoever claims first is the one: when a rank breaks, the others only lose
-it, later, and so they wait a moment before they claim.
+beside it, after it has broken and, where torchrun hosts it, after rank 0 has ended. Whoever claims first is the
+one: when a rank breaks, the others only lose it, later, and so they wait a moment before they claim.
 """
 
 import json
@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from trainwright.errors import TrainwrightError
+from trainwright import verdict
+from trainwright.errors import BadNode, TrainwrightError
+from trainwright.trainers.parallel.ranks import attempt
 
 REACH = 5.0  # seconds to reach the store
 PATIENCE = (
@@ -58,6 +60,10 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     store = _launchers_store()
     said = _said_by_another(store, PATIENCE if lost else 0.0)
     first = said or failure
+    if failure.status == BadNode.status:
+        first = failure
+    elif first.status == BadNode.status:  # another node has to leave, not this rank's
+        first = Failure(failure.status, first.line)
     if first.status == INTERRUPTED:
         shown = "trainwright: interrupted\n" if os.environ["RANK"] == "0" else ""
     elif said is not None:
@@ -67,6 +73,7 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     if said is None:
         _tell(store, failure)
     _for_torchrun(first)
+    verdict.leave(first.status, first.line)
     return first.status
 
 
@@ -114,17 +121,28 @@ def _sentence(error: BaseException, lost: bool) -> str:
 def _launchers_store() -> TCPStore | None:
     """A client of its own: the process group's may be broken, or be waited on in another thread."""
     with suppress(OSError, RuntimeError, ValueError, KeyError):
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        address = _address()
         # TCPStore prints pages of C++ frames where nobody answers.
         socket.create_connection(address, timeout=REACH).close()
         return TCPStore(*address, is_master=False, timeout=timedelta(seconds=REACH), wait_for_workers=False)
     return None
 
 
+def _address() -> tuple[str, int]:
+    """Where the launcher's store is: torchrun's, if our supervisor names it, else the ranks' own."""
+    if endpoint := os.environ.get("TRAINWRIGHT_RENDEZVOUS"):
+        host, _, port = endpoint.rpartition(":")
+        return host.strip("[]"), int(port)
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
 def _key(name: str) -> str:
-    """A key of this attempt of this run: runs may share a store, and a restarted one may speak again."""
-    run, attempt = (os.environ.get(f"TORCHELASTIC_{part}", "0") for part in ("RUN_ID", "RESTART_COUNT"))
-    return f"trainwright/first_failure/{run}/{attempt}/{name}"
+    """A key of this round of this run: runs may share a store, and a restarted one may speak again.
+
+    What ranks of one round alone have in common is the port that they meet at, or else `attempt`.
+    """
+    run, port = os.environ.get("TORCHELASTIC_RUN_ID", "0"), os.environ.get("MASTER_PORT", "0")
+    return f"trainwright/first_failure/{run}/{port}/{attempt()}/{name}"
 
 
 def _said_by_another(store: TCPStore | None, patience: float) -> Failure | None:

@@ -1,0 +1,136 @@
+"""Starts torchrun, watches it and its workers' verdicts, starts it again where that helps, ends them all."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from trainwright import verdict
+from trainwright.launch.endings import FAILED, INTERRUPTED, SAVED, Ending, Verdicts, how_it_ended
+from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_parent
+
+POLL = 0.1  # seconds between two looks at torchrun and the verdicts
+MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
+AFTER_A_FINAL_VERDICT = 10.0  # seconds: nothing is left to save, and ranks that wait for others never notice
+PROGRESS = 300.0  # seconds after which a torchrun counts as one that worked, and relaunches as unused
+PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before the first relaunch, the second, ...; the last from then on
+
+# What the supervisor is told to end by, and what it tells torchrun, which hands it on to the workers.
+SIGNALS = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGTERM,  # Slurm's warning before the time is up
+    signal.SIGINT: signal.SIGINT,
+}
+
+
+class Command(NamedTuple):
+    """A program and its environment."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class _Asked:
+    """The signals that told the supervisor to end, in order."""
+
+    def __init__(self) -> None:
+        self.by: list[signal.Signals] = []
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        self.by.append(signal.Signals(number))
+
+    @property
+    def first(self) -> signal.Signals | None:
+        return self.by[0] if self.by else None
+
+    @property
+    def insists(self) -> bool:
+        """Whether the keyboard has said so twice: end at once."""
+        return self.by.count(signal.SIGINT) > 1
+
+
+def supervise(torchrun: Callable[[], Command], relaunches: int, shutdown: float) -> Ending:
+    """Run torchrun until the run is done or can't go on here.
+
+    torchrun: the command, made anew for each start.
+    relaunches: how often it is started again without having worked for a while between.
+    shutdown: the seconds that it gives its workers to end in.
+    """
+    adopt_orphans()
+    with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
+        starts = used = 0
+        while True:
+            starts += 1
+            verdicts = Verdicts(Path(folder) / str(starts))
+            verdicts.folder.mkdir()
+            began = time.monotonic()
+            ending = _run_once(torchrun(), verdicts, asked, shutdown)
+            if ending.status not in (FAILED, SAVED) or asked.by:
+                return ending
+            used = 0 if time.monotonic() - began > PROGRESS else used
+            if used == relaunches:
+                return ending
+            pause = PAUSES[min(used, len(PAUSES) - 1)]
+            used += 1
+            _say(f"{ending.line}; torchrun starts again in {pause:g} s ({used} of {relaunches})")
+            until = time.monotonic() + pause
+            while time.monotonic() < until and not asked.by:
+                time.sleep(POLL)
+            if asked.first:
+                status = INTERRUPTED if asked.first == signal.SIGINT else SAVED
+                return Ending(status, f"{asked.first.name} between two starts of torchrun: nothing was running")
+
+
+def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float) -> Ending:
+    """One torchrun from its start until nothing of it is left."""
+    environment = {**command.environment, verdict.FOLDER: str(verdicts.folder)}
+    process = subprocess.Popen(
+        command.words, env=environment, start_new_session=True, preexec_fn=end_with_parent
+    )
+    grace = 0.0
+    try:
+        while process.poll() is None and not asked.by and verdicts.final() is None:
+            time.sleep(POLL)
+        if asked.first:
+            grace = shutdown + MARGIN
+            process.send_signal(SIGNALS[asked.first])
+        elif process.poll() is None:
+            grace = AFTER_A_FINAL_VERDICT
+            process.terminate()
+        until = time.monotonic() + grace
+        while process.poll() is None and time.monotonic() < until and not asked.insists:
+            time.sleep(POLL)
+        if process.poll() is None:
+            process.kill()
+        # Where torchrun itself was killed, its workers still train, and can save.
+        crashed = process.wait() < 0 and not asked.by and verdicts.final() is None
+        ending = how_it_ended(process.returncode, verdicts, asked.first)
+        end_all_below(shutdown if crashed else 0.0)
+        return ending
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        end_all_below(0.0)
+
+
+@contextmanager
+def _listening() -> Iterator[_Asked]:
+    asked = _Asked()
+    before = {number: signal.signal(number, asked.note) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"trainwright: {line}\n")
+    sys.stderr.flush()

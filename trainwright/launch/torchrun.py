@@ -1,0 +1,154 @@
+"""`trainwright launch torchrun`: this node's part of a run, by torchrun under a supervisor."""
+
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from trainwright.configs.schema import LaunchConfig, Recipe
+from trainwright.errors import BadRequest, RunFailed
+from trainwright.launch.endings import MEANING
+from trainwright.launch.reasons import tell_platforms
+from trainwright.launch.supervisor import Command, supervise
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+WORKER = ("-m", "trainwright", "train")
+MONITOR = 0.2  # seconds between torchrun's looks at its workers
+JOIN = 1800  # seconds that a node waits for the others, or for one that takes a lost one's place
+LOOPBACK = re.compile(r"localhost|127\.|::1|\[::1\]")
+
+# Of an outer launcher: PET_* are torchrun's own options, the others would be taken for those of a worker.
+NOT_HANDED_ON = re.compile(r"PET_|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$")
+
+
+def launch(recipe: Recipe, words: Sequence[str]) -> int:
+    """Run `recipe`, which `words` describe, on this node, and return the exit status for the orchestrator."""
+    wishes = recipe.launch
+    procs = devices(recipe)
+
+    def torchrun() -> Command:
+        endpoint = wishes.rendezvous or f"localhost:{_free_port()}"
+        return Command(command(recipe, endpoint, procs, words), environment(wishes, endpoint, procs))
+
+    ending = supervise(torchrun, wishes.relaunches, wishes.shutdown_s)
+    if ending.status:
+        reason = f"{ending.line} ({MEANING[ending.status]})"
+        print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)
+        tell_platforms(reason)
+    return ending.status
+
+
+def worlds(recipe: Recipe) -> list[int]:
+    """Every number of ranks that the run may have, the largest first.
+
+    Raises:
+        BadRequest: the nodes are no number or range, or there is no place for them to meet.
+    """
+    least, most = nodes(recipe.launch)
+    procs = devices(recipe)
+    return [number * procs for number in range(most, least - 1, -1)]
+
+
+def nodes(wishes: LaunchConfig) -> tuple[int, int]:
+    """The least and the most nodes that the run goes on with.
+
+    Raises:
+        BadRequest: `launch.nodes` or `launch.rendezvous` can't be used.
+    """
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", wishes.nodes)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise BadRequest(f"launch.nodes={wishes.nodes} must be a number of at least 1, or least:most as in 2:4")
+    if most > 1 and wishes.rendezvous is None:
+        raise BadRequest(
+            f"launch.nodes={wishes.nodes} needs launch.rendezvous=HOST:PORT, the same on all nodes: one of "
+            "them and a port that is free there"
+        )
+    if wishes.rendezvous is not None and not re.fullmatch(r".+:\d{1,5}", wishes.rendezvous):
+        raise BadRequest(f"launch.rendezvous={wishes.rendezvous} must be HOST:PORT, as in node0:29400")
+    return least, most
+
+
+def devices(recipe: Recipe) -> int:
+    """How many ranks this node gets: those that were asked for, else one for each accelerator, else one.
+
+    Raises:
+        RunFailed: torch can't be asked.
+    """
+    if recipe.launch.procs_per_node is None:
+        recipe.launch.procs_per_node = 1 if recipe.platform == "cpu" else _count_accelerators()
+    return recipe.launch.procs_per_node
+
+
+def _count_accelerators() -> int:
+    """Asked in a process that ends: the supervisor stays without torch, and no device stays in use."""
+    asked = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.accelerator.device_count())"],
+        capture_output=True,
+        text=True,
+    )
+    if asked.returncode != 0 or not asked.stdout.strip().isdigit():
+        why = (asked.stderr.strip() or "no answer").splitlines()[-1]
+        raise RunFailed(f"torch can't count this node's devices, give launch.procs_per_node: {why}")
+    return max(1, int(asked.stdout))
+
+
+def command(recipe: Recipe, endpoint: str, procs: int, words: Sequence[str]) -> list[str]:
+    """The words of torchrun."""
+    wishes = recipe.launch
+    address = own_address(endpoint)
+    return [
+        *TORCHRUN,
+        f"--nnodes={wishes.nodes}",
+        f"--nproc-per-node={procs}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={recipe.run.name}",
+        f"--rdzv-conf=join_timeout={JOIN}",
+        f"--max-restarts={wishes.restarts}",
+        f"--monitor-interval={MONITOR}",
+        f"--shutdown-timeout={math.ceil(wishes.shutdown_s)}",
+        *([f"--local-addr={address}"] if address else []),
+        *WORKER,
+        *(word.replace("$", "$$") for word in words),  # torchrun takes words for templates
+    ]
+
+
+def environment(wishes: LaunchConfig, endpoint: str, procs: int) -> dict[str, str]:
+    """What torchrun and its workers find in the environment."""
+    ours = {
+        # Workers of a new round would read in the shared store where those of the last one listened.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # The store that outlives the workers, for who speaks among those that fail.
+        "TRAINWRIGHT_RENDEZVOUS": endpoint,
+    }
+    kept = {name: value for name, value in os.environ.items() if not NOT_HANDED_ON.match(name)}
+    if procs > 1:  # torchrun would set it to 1, with a warning
+        kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // procs)))
+    return kept | ours
+
+
+def own_address(endpoint: str) -> str | None:
+    """The address that others reach this node at, by the route to `endpoint`; None leaves it to torch.
+
+    Torch takes the host's full name, which others can't resolve where there is no name service.
+    """
+    host, _, port = endpoint.rpartition(":")
+    try:
+        where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(where[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(where[4])  # sends nothing
+            address = str(probe.getsockname()[0])
+    except OSError:
+        return None
+    # A host whose own name stands for 127.0.1.1 in its /etc/hosts is still another host to others.
+    return address if not LOOPBACK.match(address) or LOOPBACK.match(host) else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
