@@ -73,6 +73,7 @@ POSITIVE = [
     "parallel.ep",
     "launch.procs_per_node",
     "cluster.nodes",
+    "plan.runs",
 ]
 
 
@@ -112,6 +113,13 @@ RANGES = (
     ("launch.relaunches", 0, math.inf),
     ("launch.shutdown_s", 0.0, math.inf),
     ("cluster.failures_per_node_hour", 0.0, math.inf),
+    *((f"plan.{part}_s", 0.0, math.inf) for part in ("stall", "save", "load", "start", "rendezvous", "detect")),
+    ("plan.step_s", 1e-6, math.inf),
+    ("plan.hang_share", 0.0, 1.0),
+    ("plan.replace_share", 0.0, 1.0),
+    ("plan.replace_s", 0.0, math.inf),
+    ("plan.storage_gb_s", 1e-6, math.inf),
+    ("plan.days", 1e-3, math.inf),
 )
 
 

@@ -195,6 +195,27 @@ class ClusterConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `trainwright plan` reckons with; null: from `measured`, scaled by the rules of docs/recovery.md."""
+
+    dir: str = "."  # where the page and the JSON go
+    measured: str | None = None  # a JSON file of benchmarks/recovery.py, or a run's folder
+    stall_s: float | None = None  # that a save holds the loop
+    save_s: float | None = None  # that it is written beside the training
+    load_s: float | None = None  # that a checkpoint is read
+    start_s: float | None = None  # from a process's start to its first step, without the load
+    rendezvous_s: float | None = None  # that all ranks take to find each other
+    detect_s: float | None = None  # from a process's death to the start of new ones on all nodes
+    step_s: float | None = None  # of a step
+    hang_share: float = 0.1  # of failures: nothing dies, resilience.hang_* must tell
+    replace_share: float = 0.5  # of failures: a node has to be replaced
+    replace_s: float = 120.0  # until a node stands in for another; a fresh machine takes 10 to 20 minutes
+    storage_gb_s: float | None = None  # what shared storage takes from all nodes together
+    days: float = 54.0  # of a simulated run
+    runs: int = 400  # that are simulated
+
+
+@dataclass
 class MonitorConfig:
     every: int = 1  # console: print each N-th step
     tensorboard: bool = True
@@ -225,3 +246,4 @@ class Recipe:
     health: HealthConfig = field(default_factory=HealthConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
