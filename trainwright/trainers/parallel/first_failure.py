@@ -53,10 +53,10 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     # A launcher ends all ranks as soon as one has ended. This one ends by itself, with its own status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lost = lost_peers(error) and not isinstance(error, KeyboardInterrupt)
-    failure = Failure(_status(error), f"{_who()}: {_sentence(error, lost)}")
+    failure = Failure(_status(error), f"{who()}: {_sentence(error, lost)}")
     shown = f"trainwright: {failure.line}\n"
     if debug or not (lost or isinstance(error, TrainwrightError)):
-        shown = f"trainwright: {_who()}:\n{''.join(traceback.format_exception(error))}"
+        shown = f"trainwright: {who()}:\n{''.join(traceback.format_exception(error))}"
     store = _launchers_store()
     said = _said_by_another(store, PATIENCE if lost else 0.0)
     first = said or failure
@@ -72,9 +72,23 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     sys.stderr.flush()
     if said is None:
         _tell(store, failure)
-    _for_torchrun(first)
+    for_torchrun(first)
     verdict.leave(first.status, first.line)
     return first.status
+
+
+def say(failure: Failure, alone: bool = False) -> Failure:
+    """Say it on stderr, unless another rank has said why the run fails, and return what has been said.
+
+    alone: don't ask the others, because the store is what hangs.
+    """
+    store = None if alone else _launchers_store()
+    said = _said_by_another(store, 0.0)
+    if said is None:
+        sys.stderr.write(f"trainwright: {failure.line}\n")
+        sys.stderr.flush()
+        _tell(store, failure)
+    return said or failure
 
 
 def lost_peers(error: BaseException) -> bool:
@@ -96,7 +110,8 @@ def _status(error: BaseException) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _who() -> str:
+def who() -> str:
+    """The rank, with its host where there are several."""
     rank = f"rank {os.environ['RANK']}"
     one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
     return rank if one_host else f"{rank} on {socket.gethostname()}"
@@ -178,7 +193,7 @@ def _tell(store: TCPStore | None, failure: Failure) -> None:
             store.set(_key("said"), json.dumps(failure))
 
 
-def _for_torchrun(failure: Failure) -> None:
+def for_torchrun(failure: Failure) -> None:
     """Leave the line where torchrun looks for what its summary says of this rank."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         when = {"timestamp": str(int(time.time()))}
