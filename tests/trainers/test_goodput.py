@@ -54,6 +54,15 @@ def test_a_run_without_trouble():
     }
 
 
+def test_waiting_for_the_save_before_is_part_of_the_stall():
+    run = Life()
+    run.process()
+    run.step(1)
+    run.mark("saved", 3)
+    run.mark("stall", 0.5, stall_s=3.25)
+    assert run.seconds() == {"productive": 1, "checkpoint_stall": 3.25, "saving": 0.25}
+
+
 @pytest.mark.parametrize(("compiles", "cause"), [(True, "compile"), (False, "start_up")])
 def test_the_first_step_of_a_process_beyond_the_usual(compiles, cause):
     run = Life()

@@ -8,7 +8,7 @@ mark and the last, whatever was killed in between:
     resume      set up, at `step` of a checkpoint
     step        trained on a batch in `step_s` seconds, `data_s` of them waiting for it. `validated`: then that
     stall       held by a save for `stall_s` seconds
-    saved       wrote a checkpoint that nothing went on beside
+    saved       waited until a checkpoint was written
     validation  measured the validation loss after the last step
     sample      wrote the sample
     stop        ended, for a `reason`
@@ -43,6 +43,7 @@ class Tally:
         self.starts = 0
         self._totals = dict.fromkeys(CAUSES, 0.0)
         self._last: float | None = None  # the time of the newest mark
+        self._saving = 0.0  # that the newest mark put down to saving
         # The steps that stand and the productive seconds up to each: a restart takes some off the end.
         self._steps = array("q")
         self._up_to = array("d")
@@ -86,10 +87,14 @@ class Tally:
             self._redo(int(mark.get("step", 0)))
         elif at == "stall":
             held = min(float(mark["stall_s"]), seconds)
-            self._totals["checkpoint_stall"] += held
+            # Of the stall too: that the loop had to wait until the save before was written.
+            waited = min(float(mark["stall_s"]) - held, self._saving)
+            self._totals["saving"] -= waited
+            self._totals["checkpoint_stall"] += held + waited
             self._totals["other"] += seconds - held
         else:
             self._totals[self._cause(at, mark)] += seconds
+        self._saving = seconds if at == "saved" else 0.0
 
     def seconds(self) -> dict[str, float]:
         """Seconds by cause; their sum is the time from the first mark to the newest."""
