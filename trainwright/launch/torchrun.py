@@ -17,7 +17,15 @@ from trainwright.launch.supervisor import Command, supervise
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 WORKER = ("-m", "trainwright", "train")
 MONITOR = 0.2  # seconds between torchrun's looks at its workers
-JOIN = 1800  # seconds that a node waits for the others, or for one that takes a lost one's place
+RENDEZVOUS = {
+    "join_timeout": 1800,  # seconds that a node waits for the others, or for one that takes a lost one's place
+    "last_call_timeout": 30,  # that they wait for more nodes, once they are enough
+    "keep_alive_interval": 5,  # three of them without a word, and a node counts as lost
+}
+OURS = {
+    # Workers of a new round would read in the shared store where those of the last one listened.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 LOOPBACK = re.compile(r"localhost|127\.|::1|\[::1\]")
 
 # Of an outer launcher: PET_* are torchrun's own options, the others would be taken for those of a worker.
@@ -31,7 +39,7 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
 
     def torchrun() -> Command:
         endpoint = wishes.rendezvous or f"localhost:{_free_port()}"
-        return Command(command(recipe, endpoint, procs, words), environment(wishes, endpoint, procs))
+        return Command(command(recipe, endpoint, procs, words), environment(endpoint, procs))
 
     ending = supervise(torchrun, wishes.relaunches, wishes.shutdown_s)
     if ending.status:
@@ -107,7 +115,7 @@ def command(recipe: Recipe, endpoint: str, procs: int, words: Sequence[str]) -> 
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={recipe.run.name}",
-        f"--rdzv-conf=join_timeout={JOIN}",
+        "--rdzv-conf=" + ",".join(f"{key}={value}" for key, value in RENDEZVOUS.items()),
         f"--max-restarts={wishes.restarts}",
         f"--monitor-interval={MONITOR}",
         f"--shutdown-timeout={math.ceil(wishes.shutdown_s)}",
@@ -117,18 +125,13 @@ def command(recipe: Recipe, endpoint: str, procs: int, words: Sequence[str]) -> 
     ]
 
 
-def environment(wishes: LaunchConfig, endpoint: str, procs: int) -> dict[str, str]:
+def environment(endpoint: str, procs: int) -> dict[str, str]:
     """What torchrun and its workers find in the environment."""
-    ours = {
-        # Workers of a new round would read in the shared store where those of the last one listened.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # The store that outlives the workers, for who speaks among those that fail.
-        "TRAINWRIGHT_RENDEZVOUS": endpoint,
-    }
     kept = {name: value for name, value in os.environ.items() if not NOT_HANDED_ON.match(name)}
     if procs > 1:  # torchrun would set it to 1, with a warning
         kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // procs)))
-    return kept | ours
+    # The store that outlives the workers: there they agree who speaks when they fail.
+    return {**kept, **OURS, "TRAINWRIGHT_RENDEZVOUS": endpoint}
 
 
 def own_address(endpoint: str) -> str | None:

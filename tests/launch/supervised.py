@@ -1,0 +1,14 @@
+"""`trainwright launch` with workers that stand in for training, and without torchrun's long waits."""
+
+import os
+import sys
+from pathlib import Path
+
+from trainwright import cli
+from trainwright.launch import torchrun
+
+torchrun.WORKER = (str(Path(__file__).with_name("working.py")), "train")
+torchrun.RENDEZVOUS |= {"last_call_timeout": 3, "keep_alive_interval": 1}
+if os.environ.get("SHARED_STORE"):  # as torchrun does by itself
+    torchrun.OURS.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
+sys.exit(cli.main())
