@@ -1,8 +1,23 @@
 """What differs between devices, and nothing else: one small object per device."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+
+class ToolReport(NamedTuple):
+    """What a tool of the device's maker says of this rank's device or of its node.
+
+    faults: what is broken, in words that follow "rank 3 has". note: what is worth reading besides.
+    skipped: why the tool said nothing, or None.
+    """
+
+    tool: str
+    faults: tuple[str, ...] = ()
+    note: str = ""
+    skipped: str | None = None
 
 
 class Platform(ABC):
@@ -13,6 +28,11 @@ class Platform(ABC):
     attention: str  # which of models.attention.KERNELS it trains with
     device: torch.device
     sends_directly = False  # ranks that send each other parts are faster than its gathers and reduce-scatters
+    shares_memory = False  # the ranks of a node have one memory between them
+
+    # The health check's: large enough to keep the whole device and its links busy, small enough to be quick.
+    product_size = 2048  # rows of the matrix that is multiplied
+    buffer_bytes = 1 << 28  # of the all-reduce that is timed
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""
@@ -31,3 +51,34 @@ class Platform(ABC):
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         """The device's published dense matrix-multiply rate in FLOP/s; None where there is no such figure."""
         return None
+
+    def kind(self) -> str:
+        """Devices of one kind compute the same bits from the same numbers."""
+        return f"{self.describe()}, torch {torch.__version__}"
+
+    def product(self, matrix: Tensor) -> Tensor:
+        """`matrix`, which is on the CPU, times itself as the device computes it; on the CPU."""
+        here = matrix.to(self.device)
+        return (here @ here).cpu()
+
+    @abstractmethod
+    def free_memory(self) -> int:
+        """The bytes that can be had on the device; where ranks share it, by all those of the node together."""
+
+    def allocate(self, size: int) -> Tensor:
+        """`size` bytes of the device's memory, as int64.
+
+        Raises:
+            RuntimeError, OSError: they can't be had.
+        """
+        return torch.empty(size // 8, dtype=torch.int64, device=self.device)
+
+    def give_back(self) -> None:
+        """Return freed memory to the device, as if `allocate` had never been called."""
+
+    def tools(self, *, first_on_node: bool, thorough: bool) -> list[ToolReport]:
+        """What the maker's own tools say of this rank's device and, on a node's first rank, of the node.
+
+        thorough: there is time for a diagnosis of some seconds.
+        """
+        return []

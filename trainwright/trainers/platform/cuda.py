@@ -5,7 +5,8 @@ import os
 import torch
 
 from trainwright.errors import BadRequest
-from trainwright.trainers.platform.base import Platform
+from trainwright.trainers.platform.base import Platform, ToolReport
+from trainwright.trainers.platform.nvidia_tools import dcgm_diagnosis, dcgm_health, gpu_state
 
 # NVIDIA's data sheets: dense bf16 FLOP/s, by a part of the device's name.
 PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12}
@@ -53,3 +54,26 @@ class Cuda(Platform):
             return None
         name = self.describe()
         return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+
+    def kind(self) -> str:
+        """The GPU's name, and the libraries that choose how a product is computed."""
+        capability = ".".join(map(str, torch.cuda.get_device_capability(self.device)))
+        return f"{self.describe()} ({capability}), CUDA {torch.version.cuda}, torch {torch.__version__}"
+
+    def free_memory(self) -> int:
+        """What the driver says is free, and what PyTorch's allocator keeps for later."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept
+
+    def give_back(self) -> None:
+        """Empty PyTorch's cache, and forget that the peak was ours."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def tools(self, *, first_on_node: bool, thorough: bool) -> list[ToolReport]:
+        """nvidia-smi for this GPU; DCGM for the node's, its diagnosis only when there is time."""
+        reports = [gpu_state(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")]
+        if first_on_node:
+            reports += [dcgm_health(), *([dcgm_diagnosis()] if thorough else [])]
+        return reports
