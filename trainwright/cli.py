@@ -21,6 +21,11 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("train a model from a recipe", "trainwright.trainers.train:train", "trainwright train"),
+    "health": Verb(
+        "check that the nodes are fit to train on",
+        "trainwright.trainers.health.verb:health",
+        "trainwright health health.memory_gib=4",
+    ),
     "data": Verb(
         "fetch and index a recipe's data, and show what the stream looks like",
         "trainwright.trainers.data.describe:describe",

@@ -1,0 +1,74 @@
+"""`trainwright health ...`: check the nodes and show what was found."""
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from trainwright.configs.schema import Recipe
+from trainwright.trainers.health.check import CHECKS, Health, examine, require
+from trainwright.trainers.parallel.ranks import open_ranks
+from trainwright.trainers.platform import choose_platform
+
+
+def health(recipe: Recipe) -> None:
+    """Check every node of the launch, and print a line for each.
+
+    Raises:
+        BadNode, RunFailed, BadRequest: what is wrong, as it would end a run before its first step.
+    """
+    platform = choose_platform(recipe.platform)
+    platform.prepare()
+    with open_ranks(recipe.parallel, platform) as ranks:
+        found = examine(recipe, ranks, platform, thorough=True)
+        if ranks.first:
+            show(found)
+        ranks.share(None)  # a rank that fails ends the launch, and rank 0 has to have said what it found
+        require(found, ranks)
+
+
+def show(found: Health) -> None:
+    """Print a table in a terminal, `key=value` lines everywhere else."""
+    rows = list(_rows(found))
+    if sys.stdout.isatty():
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*row.values())
+        Console().print(table)
+    else:
+        for row in rows:
+            print(" ".join(f"{key}={value}" for key, value in row.items()))
+    for node, reports in found.tools.items():
+        for tool in dict.fromkeys(reports):
+            if tool.skipped or tool.note:
+                said = f"skipped ({tool.skipped})" if tool.skipped else tool.note
+                print(f"{node}: {tool.tool}: {said}")
+    well = not (found.bad_nodes() or found.refused or found.failed)
+    print(f"health={'ok' if well else 'failed'} seconds={found.seconds:.2f}", flush=True)
+
+
+def _rows(found: Health) -> Iterator[dict[str, str]]:
+    for node, ranks in found.nodes.items():
+        failed = {fault.check for rank in ranks for fault in found.faults[rank]}
+        left_out = set(found.left_out)
+        if all(tool.skipped for tool in found.tools[node]):
+            left_out.add("vendor")
+        said = {
+            check: "failed" if check in failed else "none" if check in left_out else "ok" for check in CHECKS
+        }
+        disk = found.disk_gib[node]
+        yield {
+            "node": node,
+            "ranks": str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}",
+            "product": said["product"],
+            "links": said["links"],
+            "gb_s": "-" if found.gb_s is None else f"{found.gb_s:.3g}",
+            "memory": said["memory"],
+            "free_gib": f"{found.free_gib[node]:.1f}",
+            "clock": said["clock"],
+            "clock_s": f"{found.clocks[node].seconds:+.4f}",
+            "disk": said["disk"],
+            "disk_gib": "-" if disk is None else f"{disk:.1f}",
+            "vendor": said["vendor"],
+        }
