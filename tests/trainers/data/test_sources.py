@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import datasets
 import numpy as np
@@ -236,6 +237,17 @@ def refused(made) -> str:
     with pytest.raises(BadRequest) as caught:
         open_sources(made)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, kind):
+    file = write_jsonl(tmp_path / "in" / "a", DOCUMENTS)
+    (source,) = open_sources(recipe(tmp_path, f"data.paths=[{file}]", data=kind))
+    positions = np.arange(source.pieces)
+    source.read(positions)
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(BadRequest, match="a has become shorter while the run reads it"):
+        source.read(positions)
 
 
 def test_an_empty_corpus(tmp_path):

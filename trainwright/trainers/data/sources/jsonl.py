@@ -14,7 +14,7 @@ from trainwright.trainers.data.sources.compressed import any_compressed, open_co
 from trainwright.trainers.data.sources.documents import Documents, Place
 from trainwright.trainers.data.sources.files import list_files
 from trainwright.trainers.data.sources.index import Index, cached_index, fingerprint
-from trainwright.trainers.data.sources.text import OPEN_FILES, Buffer, map_file
+from trainwright.trainers.data.sources.text import OPEN_FILES, Buffer, bytes_of, map_file
 
 
 def open_jsonl(source: SourceConfig, place: Place) -> Documents:
@@ -42,8 +42,9 @@ class JsonlDocuments:
         self._open = lru_cache(maxsize=OPEN_FILES)(map_file)
 
     def read(self, document: int) -> bytes:
-        buffer = self._open(self._files[self._file[document]])
-        return text_of(buffer[int(self._start[document]) : int(self._end[document])], self._text_key)
+        file, start, end = self._files[self._file[document]], self._start[document], self._end[document]
+        line = bytes_of(self._open(file), file, int(start), int(end))
+        return text_of(bytes(line), self._text_key)
 
 
 def text_of(line: bytes, text_key: str) -> bytes:

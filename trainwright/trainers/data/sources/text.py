@@ -60,9 +60,8 @@ class TextDocuments:
         self._open = lru_cache(maxsize=OPEN_FILES)(map_file)
 
     def read(self, document: int) -> memoryview:
-        start = int(self._start[document])
-        buffer = self._open(self._files[self._file[document]])
-        return memoryview(buffer)[start : start + int(self.lengths[document])]
+        start, file = int(self._start[document]), self._files[self._file[document]]
+        return bytes_of(self._open(file), file, start, start + int(self.lengths[document]))
 
 
 def map_file(file: Path) -> Buffer:
@@ -75,6 +74,17 @@ def map_file(file: Path) -> Buffer:
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise BadRequest(f"{file} can't be read ({error.strerror}): correct the path") from None
+
+
+def bytes_of(buffer: Buffer, file: Path, start: int, end: int) -> memoryview:
+    """Part of a mapped file. Of one that was cut meanwhile the last page would read as zeros, later ones kill.
+
+    Raises:
+        BadRequest: the file is shorter than that.
+    """
+    if (buffer.size() if isinstance(buffer, mmap.mmap) else len(buffer)) < end:
+        raise BadRequest(f"{file} has become shorter while the run reads it: restore it and start again")
+    return memoryview(buffer)[start:end]
 
 
 def _build(files: list[Path], source: SourceConfig, key: str) -> Index:
