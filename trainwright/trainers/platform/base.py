@@ -1,6 +1,8 @@
 """What differs between devices, and nothing else: one small object per device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -51,6 +53,13 @@ class Platform(ABC):
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         """The device's published dense matrix-multiply rate in FLOP/s; None where there is no such figure."""
         return None
+
+    def work_clock(self) -> Callable[[], float] | None:
+        """Tells the seconds in which the calling thread has worked and not waited; None where nothing can."""
+        return None
+
+    def dump_collectives(self, path: Path) -> None:
+        """Write what the device's library knows of the collectives in flight, where it keeps a record."""
 
     def kind(self) -> str:
         """Devices of one kind compute the same bits from the same numbers."""

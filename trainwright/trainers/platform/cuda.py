@@ -1,6 +1,7 @@
 """The `cuda` platform."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -54,6 +55,13 @@ class Cuda(Platform):
             return None
         name = self.describe()
         return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+
+    def dump_collectives(self, path: Path) -> None:
+        """NCCL's flight recorder, a pickle that torch's `torchfrtrace` reads."""
+        from torch._C import _distributed_c10d
+
+        if dump := getattr(_distributed_c10d, "_dump_nccl_trace", None):
+            path.write_bytes(dump())
 
     def kind(self) -> str:
         """The GPU's name, and the libraries that choose how a product is computed."""
