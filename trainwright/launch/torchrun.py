@@ -14,7 +14,7 @@ from trainwright.launch.endings import MEANING
 from trainwright.launch.reasons import tell_platforms
 from trainwright.launch.supervisor import Command, supervise
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+TORCHRUN = (sys.executable, "-m", "trainwright.launch.agent")
 WORKER = ("-m", "trainwright", "train")
 MONITOR = 0.2  # seconds between torchrun's looks at its workers
 RENDEZVOUS = {
