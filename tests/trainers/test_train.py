@@ -1,6 +1,7 @@
 """Whole runs of a tiny recipe through the command line's door."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -9,13 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainwright.cli import main
+from trainwright.errors import RunFailed
 from trainwright.trainers.checkpoint import save
+from trainwright.trainers.data.batch import Batch
+from trainwright.trainers.steppers.eager import EagerStepper
 
 TIMED = {"tokens_per_s", "step_time_s", "data_time_s", "memory_gib", "mfu", "samples_per_s"}
 
@@ -300,3 +307,60 @@ def test_the_interval_is_chosen_from_what_a_save_costs(tiny: list[str], folder: 
     assert steps[0] == 10
     assert len(steps) > 2
     assert chosen["seconds"] >= chosen["write_s"]
+
+
+@pytest.fixture
+def deadly(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """`deadly(what)`: the batch that step 7 is meant to train on does `what`, wherever it comes."""
+    compute, seen = EagerStepper.forward_backward, []
+
+    def record(stepper: EagerStepper, batch: Batch, target_tokens: int) -> torch.Tensor:
+        seen.append(batch.cursor.tobytes())
+        return compute(stepper, batch, target_tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagerStepper, "forward_backward", record)
+        assert main(["train", *tiny, "run.name=whole"]) == 0
+
+    def arm(what: Callable[..., Any]) -> None:
+        def deadly(stepper: EagerStepper, batch: Batch, target_tokens: int) -> torch.Tensor:
+            kills = batch.cursor.tobytes() == seen[6]
+            return what() if kills else compute(stepper, batch, target_tokens)
+
+        monkeypatch.setattr(EagerStepper, "forward_backward", deadly)
+
+    return arm
+
+
+def die() -> None:
+    raise RunFailed("the batch is too much")
+
+
+def test_a_batch_that_kills_twice_is_said(tiny: list[str], folder: Path, deadly: Callable[..., None]):
+    deadly(die)
+    assert [main(["train", *tiny]) for _ in range(3)] == [1, 1, 1]
+    assert [event["died_in"] for event in events(folder, "resume")] == [7, 7]
+    assert [event["step"] for event in events(folder, "batch_killed_twice")] == [7]
+
+
+@pytest.mark.parametrize("what", [die, lambda: torch.tensor(math.nan)], ids=["dies", "is not finite"])
+def test_a_batch_that_kills_twice_may_be_left_out(
+    tiny: list[str], folder: Path, tmp_path: Path, deadly: Callable[..., None], what: Callable[[], Any]
+):
+    words = [*tiny, "resilience.pass_over_batch=true"]
+    deadly(what)
+    assert [main(["train", *words]) for _ in range(3)] == [1, 1, 0]
+    assert [event["step"] for event in events(folder, "batch_left_out")] == [7]
+    whole, ours = computed(tmp_path / "runs" / "whole"), computed(folder)
+    assert ours[:6] == whole[:6]
+    assert [line["step"] for line in ours] == list(range(1, 13))
+    # Its place is taken by the next batch, and so on.
+    assert [b["tokens"] - a["tokens"] for a, b in pairwise(ours[5:])] == [
+        b["tokens"] - a["tokens"] for a, b in pairwise(whole[6:])
+    ] + [ours[-1]["tokens"] - ours[-2]["tokens"]]
+
+
+def test_numbers_that_stay_bad_without_the_batch_end_the_run(tiny: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(EagerStepper, "forward_backward", lambda *_: torch.tensor(math.nan))
+    words = [*tiny, "resilience.pass_over_batch=true"]
+    assert [main(["train", *words]) for _ in range(3)] == [1, 1, 76]

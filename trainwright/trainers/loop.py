@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from trainwright.trainers.observers.base import Metrics, Observer
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.progress import Progress
+from trainwright.trainers.resilience.whereabouts import Whereabouts
 from trainwright.trainers.resilience.wishes import Wishes
 from trainwright.trainers.schedule import learning_rate
 from trainwright.trainers.steppers.base import Stepper
@@ -27,6 +29,8 @@ def train_steps(
     validation: Sequence[Batch] | None,
     observer: Observer,
     wishes: Wishes,
+    where: Whereabouts,
+    left_out: Counter[int],
     ranks: Ranks,
     platform: Platform,
     train: TrainConfig,
@@ -39,8 +43,9 @@ def train_steps(
 
     Keeps `progress` true.
 
-    total_steps: where the schedule ends. flops_per_token, peak_flops: for `mfu`, which is left out where
-    the device's peak isn't known. `param_norm` is that of the weights that made the step's loss.
+    left_out: by step, how many batches to leave out before it. total_steps: where the schedule ends.
+    flops_per_token, peak_flops: for `mfu`, which isn't told where the device's peak isn't known.
+    `param_norm` is that of the weights that made the step's loss.
     """
     upcoming = next(stream)
     count = count_all(upcoming, ranks, platform.device)
@@ -50,16 +55,23 @@ def train_steps(
         if ended:
             progress.ended = True
             break
-        if target_tokens == 0:  # lanes of this turn are past their end and others aren't: not a step
+        # Not a step: where lanes of this turn are past their end and others aren't, or the batch kills the run.
+        if target_tokens == 0 or left_out[progress.step + 1] > 0:
+            left_out[progress.step + 1] -= target_tokens > 0
+            where.at("data", progress.step + 1)
             progress.cursor, upcoming = batch.cursor, next(stream)
             count = count_all(upcoming, ranks, platform.device)
             continue
 
+        where.at("forward_backward", progress.step + 1)
         loss_sum = stepper.forward_backward(batch, target_tokens)
+        where.at("data", progress.step + 1)
         asked = time.perf_counter()
         upcoming = next(stream)
         data_time = time.perf_counter() - asked
+        where.at("agree", progress.step + 1)
         facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, wishes, ranks)
+        where.at("update", progress.step + 1)
         lr = learning_rate(optim, total_steps, progress.step + 1)
         stepper.update(lr, facts.grad_norm, optim.clip)
         loss, grad_norm, param_norm, count = facts.read(wishes)
@@ -89,7 +101,9 @@ def train_steps(
         if peak_flops is not None:
             metrics["mfu"] = target_tokens * flops_per_token / step_time / (peak_flops * ranks.size)
         if validation and _validates(progress.step, train):
+            where.at("validation", progress.step)
             metrics["val_loss"] = validation_loss(stepper, validation, ranks)
+        where.at("observers", progress.step)
         observer.on_step(progress, metrics)
         if wishes.agreed_stop:
             break

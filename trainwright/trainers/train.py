@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from trainwright.configs.schema import Recipe
-from trainwright.errors import Preempted
+from trainwright.errors import NumericalFailure, Preempted, RunFailed
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state, require_whole
 from trainwright.trainers.checkpoint.place import Place, place
 from trainwright.trainers.checkpoint.save import CONFIG, Saver
@@ -29,6 +29,10 @@ from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.progress import Progress
+from trainwright.trainers.resilience.fatal_batch import Deaths, earlier_deaths
+from trainwright.trainers.resilience.pace import Pace
+from trainwright.trainers.resilience.watchdog import Passing, Watchdog
+from trainwright.trainers.resilience.whereabouts import Whereabouts
 from trainwright.trainers.resilience.wishes import Wishes, ending_on_notice, stopping_on_notice
 from trainwright.trainers.run_folder import (
     check_same_run,
@@ -52,6 +56,7 @@ class Start:
     checkpoint: Place | None
     progress: Progress
     passed_over: list[tuple[Place, str]]
+    deaths: Deaths
 
 
 def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
@@ -66,8 +71,12 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
-    with ending_on_notice(), open_ranks(recipe.parallel, platform) as ranks:
-        folder = run_folder(recipe)
+    folder = run_folder(recipe)
+    with (
+        ending_on_notice(),
+        open_ranks(recipe.parallel, platform) as ranks,
+        Watchdog(recipe.resilience, folder, ranks, platform) as where,
+    ):
         start = find_start(recipe, ranks)
         if _finished(start.progress, recipe):
             if ranks.first:
@@ -82,10 +91,12 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         saver = Saver(checkpoint_folder(recipe), config, ranks.aside(), recipe.checkpoint)
         checkpoints = Checkpoints(stepper.state_dict, saver, wishes, ranks)
         said = build_observers(recipe, folder) if ranks.first else []
-        watching = Observers([*said, checkpoints, *observers])
+        # A save may take longer than a step's bound.
+        saves = Passing(where, "save"), checkpoints, Passing(where, "observers")
+        watching = Observers([Pace(where, ranks), *said, *saves, *observers])
         run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
         with stopping_on_notice(wishes):
-            _train(run, task, stepper, start, checkpoints, watching, wishes, ranks, platform)
+            _train(run, task, stepper, start, checkpoints, watching, wishes, where, ranks, platform)
         if ranks.first:
             print(f"report={folder / 'report.html'}", flush=True)
 
@@ -120,6 +131,7 @@ def _train(
     checkpoints: Checkpoints,
     watching: Observers,
     wishes: Wishes,
+    where: Whereabouts,
     ranks: Ranks,
     platform: Platform,
 ) -> None:
@@ -140,6 +152,8 @@ def _train(
                 validation=validation,
                 observer=watching,
                 wishes=wishes,
+                where=where,
+                left_out=start.deaths.left_out,
                 ranks=ranks,
                 platform=platform,
                 train=recipe.train,
@@ -148,6 +162,7 @@ def _train(
                 flops_per_token=training_flops_per_token(recipe.model, recipe.train.seq_len),
                 peak_flops=platform.peak_flops(PRECISIONS[recipe.precision.mode].computes_in),
             )
+            where.at("save", progress.step)
             if progress.ended and validation:
                 val_loss = validation_loss(stepper, validation, ranks)
                 run.emit("validation", step=progress.step, val_loss=val_loss)
@@ -159,6 +174,11 @@ def _train(
                 )
             if ranks.first and (sample := task.sample(checkpoint)):
                 run.emit("sample", step=progress.step, **sample)
+        except NumericalFailure as error:
+            reason = f"NumericalFailure: {error}"
+            if recipe.resilience.pass_over_batch and progress.step + 1 not in start.deaths.blamed:
+                raise RunFailed(f"{error}; or start again to see whether it is the batch") from error
+            raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise
@@ -186,32 +206,39 @@ def find_start(recipe: Recipe, ranks: Ranks) -> Start:
         BadRequest: the named checkpoint isn't whole, or is of another stream of data.
     """
     passed_over: list[tuple[Place, str]] = []
-    path = None
-    if not ranks.share(starts_afresh(recipe)):
+    path, afresh = None, ranks.share(starts_afresh(recipe))
+    if not afresh:
         path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
         path = require_whole(place(recipe.resume), ranks)
+    deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)
+    progress = _read_progress(path, recipe) if ranks.first else None
+    return Start(path, *ranks.share((progress, passed_over, deaths)))
+
+
+def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
     if path is None:
-        return Start(None, Progress(0, 0, np.empty((0, 0), np.int64)), passed_over)
-    start: Start = ranks.share(_start_at(path, recipe, passed_over) if ranks.first else None)
-    return start
-
-
-def _start_at(path: Place, recipe: Recipe, passed_over: list[tuple[Place, str]]) -> Start:
+        return Progress(0, 0, np.empty((0, 0), np.int64))
     before = OmegaConf.create((path / CONFIG).read_text())
     check_same_run(recipe, before, path)
     progress = read_progress(path)
     progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs
-    return Start(path, progress, passed_over)
+    return progress
 
 
 def _say_start(run: Run, start: Start) -> None:
+    deaths = start.deaths
     for path, wrong in start.passed_over:
         run.emit("checkpoint_passed_over", path=str(path), reason=wrong)
     if start.checkpoint is None:
-        run.emit("start", parameters=run.parameters, world_size=run.ranks, folder=str(run.folder))
+        said = {"parameters": run.parameters, "folder": str(run.folder)}
+        run.emit("start", world_size=run.ranks, died_in=deaths.died_in, **said)
     else:
-        run.emit("resume", step=start.progress.step, world_size=run.ranks, path=str(start.checkpoint))
+        said = {"step": start.progress.step, "path": str(start.checkpoint)}
+        run.emit("resume", world_size=run.ranks, died_in=deaths.died_in, **said)
+    if deaths.twice:
+        leaves_out = run.recipe.resilience.pass_over_batch
+        run.emit("batch_left_out" if leaves_out else "batch_killed_twice", step=deaths.died_in)
 
 
 def unigram_entropy(batches: list[Batch], words: int, ranks: Ranks) -> float:
