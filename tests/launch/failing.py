@@ -31,11 +31,11 @@ def bug(recipe: Recipe):
 
 
 def killed(recipe: Recipe):
-    """Rank 1 is killed while rank 0 waits for it; the launcher is kept from ending rank 0 first."""
+    """Rank VICTIM is killed while the other waits for it, whom the launcher is kept from ending first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open_ranks(recipe.parallel, choose_platform("cpu")):
         dist.barrier()
-        if RANK == 1:
+        if int(os.environ.get("VICTIM", "1")) == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         dist.all_reduce(torch.ones(4))
 

@@ -19,8 +19,9 @@ ACCELERATE += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+def launch(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**ENVIRONMENT, **environment}
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
 def said(stderr: str) -> list[str]:
@@ -76,6 +77,15 @@ def test_a_killed_rank_leaves_one_sentence_and_no_traceback(tmp_path: Path):
     )
     assert "Signal 9 (SIGKILL)" in done.stderr.split("Root Cause")[1]
     assert exits(done.stderr) == {0: 1, 1: -9}
+
+
+def test_rank_0_may_be_killed_with_the_store_that_it_hosts(tmp_path: Path):
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "VICTIM": "0"}
+    done = launch(*TORCHRUN, FAILING, "killed", cwd=tmp_path, **own_store)
+    (line,) = said(done.stderr)
+    assert line.startswith("trainwright: rank 1: lost the other ranks")
+    assert "frame #" not in done.stderr  # C++'s
+    assert exits(done.stderr) == {0: -9, 1: 1}
 
 
 def test_an_interrupt_is_said_once(tmp_path: Path):
