@@ -1,0 +1,156 @@
+"""What a checkpoint costs the training: its stall beside the same save done synchronously, and the throughput.
+
+    python benchmarks/checkpoint.py            # about twelve minutes on two cores
+    python benchmarks/checkpoint.py --pairs 2
+
+The state is that of a 46 M Llama with AdamW in fp32: more than 500 MB. Stalls: saves one after another, each
+waited for; the stall is the copy, the whole is what a synchronous save would hold. Throughput: the whole `train`
+path, stretches of 20 steps that begin with a save in turns with stretches that don't, so that both see the machine
+in the same state; quoted is the median of the ratios of neighbours. With one thread the writer has a core of its
+own, as beside a device; with two it takes time from the training.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STRETCH = 20  # steps
+WARM = 2  # saves that are not counted
+MARK = "measured="
+
+
+def recipe_words(folder: str) -> list[str]:
+    """The 34 M recipe with four layers more, on short batches."""
+    return [
+        "recipe=llama_34m",
+        "model.num_hidden_layers=12",
+        "train.seq_len=256",
+        "train.global_batch_size=2",
+        "train.micro_batch_size=2",
+        "data.validation.fraction=0",
+        "health.check=false",
+        f"run.dir={folder}",
+        "platform=cpu",
+    ]
+
+
+def measure_stalls(saves: int) -> dict[str, Any]:
+    """Saves that are waited for."""
+    import numpy as np
+
+    from trainwright.configs.compose import load_recipe
+    from trainwright.trainers.checkpoint.place import place
+    from trainwright.trainers.checkpoint.save import Saver
+    from trainwright.trainers.parallel.ranks import Ranks
+    from trainwright.trainers.platform.cpu import Cpu
+    from trainwright.trainers.progress import Progress
+    from trainwright.trainers.tasks.pretrain import Pretraining
+    from trainwright.trainers.train import build_stepper
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        recipe, ranks, platform = load_recipe(recipe_words(folder)), Ranks(), Cpu()
+        platform.prepare()
+        stepper, _ = build_stepper(recipe, Pretraining(recipe, ranks), ranks, platform, None)
+        saver = Saver(place(folder), "", ranks, recipe.checkpoint)
+        saver.prepare(stepper.state_dict())
+        stalls, wholes, size = [], [], 0
+        for step in range(saves + WARM):
+            started = time.perf_counter()
+            saver.begin(stepper.state_dict(), Progress(step, 0, np.zeros((1, 1), np.int64)))
+            stalls.append(time.perf_counter() - started)
+            saved = saver.ended(wait=True)
+            wholes.append(time.perf_counter() - started)
+            assert saved is not None
+            assert saved.wrong is None
+            size = saved.bytes
+    ratios = [stall / whole for stall, whole in zip(stalls, wholes, strict=True)]
+    return {
+        "megabytes": round(size / 1e6),
+        "saves": saves,
+        "stall_s": round(statistics.median(stalls[WARM:]), 4),
+        "synchronous_s": round(statistics.median(wholes[WARM:]), 3),
+        "stall_share": round(statistics.median(ratios[WARM:]), 4),
+        "worst_stall_share": round(max(ratios[WARM:]), 4),
+    }
+
+
+def measure_throughput(pairs: int) -> dict[str, Any]:
+    """Stretches with and without a save by turns, in one run."""
+    from trainwright.configs.compose import load_recipe
+    from trainwright.trainers.observers.base import Metrics, Observer, Progress
+    from trainwright.trainers.train import train
+
+    class Clock(Observer):
+        """When each step's observers were done: a stall at step N is in what N took."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_step(self, progress: Progress, metrics: Metrics) -> None:
+            self.times.append(time.perf_counter())
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        steps = 2 * STRETCH * (pairs + 1)
+        words = [*recipe_words(folder), f"train.steps={steps}", f"checkpoint.every={2 * STRETCH}"]
+        train(load_recipe(words), [clock])
+    # A save's stall and all of its writing fall into the stretch that ends with step 40 k + 19.
+    bounds = clock.times[2 * STRETCH - 2 :: STRETCH]
+    spans = [later - earlier for earlier, later in itertools.pairwise(bounds)]
+    with_save, without = spans[0::2], spans[1::2]
+    both = list(zip(with_save, without, strict=False))
+    return {
+        "pairs": len(both),
+        "seconds_with_save": round(statistics.median(w for w, _ in both), 3),
+        "seconds_without": round(statistics.median(w for _, w in both), 3),
+        "cost": round(statistics.median(w / wo for w, wo in both) - 1, 4),
+        "cost_of_totals": round(sum(w for w, _ in both) / sum(wo for _, wo in both) - 1, 4),
+    }
+
+
+def in_a_process(what: str, threads: int, number: int) -> dict[str, Any]:
+    """One measurement, in a process of its own with so many threads."""
+    command = [sys.executable, __file__, "--measure", what, "--number", str(number)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    measured: dict[str, Any] = json.loads(line.removeprefix(MARK))
+    return measured
+
+
+def main() -> None:
+    """Measure all, or be one of the measuring processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--saves", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
+    parser.add_argument("--measure", choices=("stalls", "throughput"), help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure = measure_stalls if args.measure == "stalls" else measure_throughput
+        print(MARK + json.dumps(measure(args.number)), flush=True)
+        return
+    rows: dict[str, Any] = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    }
+    rows["stall"] = in_a_process("stalls", 1, args.saves)
+    print(json.dumps(rows["stall"]), flush=True)
+    for threads in (1, 2):
+        name = f"every_{STRETCH}_steps_{threads}_thread{'s' if threads > 1 else ''}"
+        rows[name] = in_a_process("throughput", threads, args.pairs)
+        print(name, json.dumps(rows[name]), flush=True)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
