@@ -6,17 +6,28 @@ line into it when it ends; where no status stands, the worker was killed.
 
 import json
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+
+from trainwright.errors import Preempted
 
 FOLDER = "TRAINWRIGHT_VERDICTS"  # the variable that names the folder
 STARTED = time.time()
 
 
 def begin() -> None:
-    """Leave word that this worker has started."""
-    _write(None, "")
+    """Leave word that this worker has started, and until training listens itself, of a SIGTERM."""
+    if FOLDER in os.environ:
+        signal.signal(signal.SIGTERM, _told_to_end)
+        _write(None, "")
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
+    leave(Preempted.status, "SIGTERM came before the first step: run the same command to start again")
+    os._exit(Preempted.status)  # an exception could end in any module that is being imported
 
 
 def leave(status: int, line: str = "") -> None:

@@ -27,9 +27,9 @@ def work(what: str, folder: Path) -> None:
         verdict.leave(75, "saved at step 7")
         os._exit(75)
 
+    verdict.begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "hang" else saved)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    verdict.begin()
     note(folder, "worker")
     if what.isdigit():
         verdict.leave(int(what), f"rank 0: ended with {what}")

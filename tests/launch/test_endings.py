@@ -1,5 +1,8 @@
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,7 @@ def test_a_worker_leaves_word_when_it_starts_and_when_it_ends(tmp_path: Path, mo
     monkeypatch.setenv(verdict.FOLDER, str(tmp_path))
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process is pytest's
     verdict.begin()
     (running,) = Verdicts(tmp_path).last()
     assert (running.rank, running.local_rank, running.status) == (9, 1, None)
@@ -74,6 +78,14 @@ def test_a_worker_leaves_word_when_it_starts_and_when_it_ends(tmp_path: Path, mo
     assert (ended.status, ended.line) == (76, "rank 9: loss is nan")
     monkeypatch.setenv(verdict.FOLDER, str(tmp_path / "gone"))
     verdict.leave(0)  # the supervisor has ended
+
+
+def test_a_worker_that_still_imports_ends_as_preempted(tmp_path: Path):
+    code = "from trainwright import verdict; verdict.begin(); import os; os.kill(os.getpid(), 15)"
+    environment = {**os.environ, verdict.FOLDER: str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 75
+    (ended,) = Verdicts(tmp_path).last()
+    assert (ended.status, ended.line.split(":")[0]) == (75, "SIGTERM came before the first step")
 
 
 def test_reasons_go_where_a_platform_is(tmp_path: Path, monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PAUSE = 0.05
+UNKILLABLE = 30.0  # seconds after which a killed process that is still there is the kernel's: a device holds it
 LINUX = sys.platform == "linux"
 
 
@@ -50,7 +51,7 @@ def end_all_below(seconds: float) -> None:
     me = os.getpid()
     until = time.monotonic() + seconds
     told: set[int] = set()
-    while there := _reaped(below(me), me):
+    while (there := _reaped(below(me), me)) and time.monotonic() < until + UNKILLABLE:
         late = time.monotonic() > until
         for pid in there if late else {pid for pid, parent in there.items() if parent == me} - told:
             with suppress(ProcessLookupError):
