@@ -31,6 +31,11 @@ VERBS = {
         "trainwright.trainers.data.describe:describe",
         "trainwright data data=text data.paths=[book.txt]",
     ),
+    "plan": Verb(
+        "work out what a run would do on machines that aren't at hand",
+        "",  # as launch: its second word has one
+        "trainwright plan goodput cluster.nodes=128 plan.measured=runs/mine",
+    ),
     "launch": Verb(
         "start a run's ranks, keep them going, and end with a status to act on",
         "",  # its targets have one each
@@ -47,6 +52,15 @@ TARGETS = {
     ),
 }
 
+# What `plan` works out: its second word.
+SUBJECTS = {
+    "goodput": Verb(
+        "how far apart saves should be, and how much of a long run trains the model",
+        "trainwright.trainers.plan.goodput_verb:plan_goodput",
+        VERBS["plan"].example,
+    ),
+}
+
 
 def usage() -> str:
     """The text of ``trainwright --help``."""
@@ -59,14 +73,15 @@ def usage() -> str:
     )
 
 
-def launch_usage() -> str:
-    """The text of ``trainwright launch --help``."""
-    width = max(map(len, TARGETS))
-    targets = "\n".join(f"  {name:<{width}}  {target.help}" for name, target in TARGETS.items())
-    examples = "\n".join(f"  {target.example}" for target in TARGETS.values())
+def second_usage(verb: str, word: str, choices: dict[str, Verb]) -> str:
+    """The text of ``trainwright launch --help`` and its like; `word` is what the second word is called."""
+    width = max(map(len, choices))
+    lines = "\n".join(f"  {name:<{width}}  {choice.help}" for name, choice in choices.items())
+    examples = "\n".join(f"  {choice.example}" for choice in choices.values())
     return (
-        "Usage: trainwright launch TARGET [recipe=NAME] [key=value ...] [--debug]\n\n"
-        f"Targets:\n{targets}\n\nExamples:\n{examples}\n  trainwright launch torchrun --help\n"
+        f"Usage: trainwright {verb} {word.upper()} [recipe=NAME] [key=value ...] [--debug]\n\n"
+        f"{word.capitalize()}s:\n{lines}\n\nExamples:\n{examples}\n"
+        f"  trainwright {verb} {next(iter(choices))} --help\n"
     )
 
 
@@ -114,7 +129,7 @@ def _completion_words(words: list[str]) -> list[str]:
     Hydra knows of no verbs, so the verb is taken out of the line for it.
     """
     program, *typed = os.environ.get("COMP_LINE", "trainwright").split(" ")
-    if typed[:1] == ["launch"]:  # another word to take out, and the same keys
+    if typed[:1] in (["launch"], ["plan"]):  # another word to take out, and the same keys
         typed = ["train", *typed[2:]]
     verb = typed[0] if typed and typed[0] in VERBS else "train"
     os.environ["COMP_LINE"] = " ".join([program, *(typed[1:] if verb in typed[:1] else typed)])
@@ -137,10 +152,19 @@ def _one_speaker(debug: bool) -> Iterator[None]:
 def _run(name: str, words: list[str], debug: bool) -> None:
     if name not in VERBS:
         raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
+    chosen = VERBS[name]
+    if name == "plan":
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(second_usage("plan", "subject", SUBJECTS), end="")
+            return
+        subject, *words = words
+        if subject not in SUBJECTS:
+            raise BadRequest(f"{subject} is not a subject of trainwright plan: {', '.join(SUBJECTS)} is")
+        name, chosen = f"plan {subject}", SUBJECTS[subject]
     from trainwright.configs.compose import run_with_recipe
     from trainwright.configs.schema import Recipe
 
-    module, function = VERBS[name].target.split(":")
+    module, function = chosen.target.split(":")
 
     def job(recipe: Recipe) -> None:
         with _one_speaker(debug):  # inside Hydra, which would print a preamble on every rank
@@ -153,7 +177,7 @@ def _run(name: str, words: list[str], debug: bool) -> None:
 def _launch(words: list[str], debug: bool) -> int:
     """The exit status of what `words` launch: a target's name and the words of a recipe."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(launch_usage(), end="")
+        print(second_usage("launch", "target", TARGETS), end="")
         return 0
     name, *words = words
     if name not in TARGETS:

@@ -45,6 +45,7 @@ class Plot:
     curves: Sequence[Curve]
     reference: tuple[str, float] | None = None  # a dashed line across, with its name
     from_zero: bool = False  # an amount, whose axis starts at zero
+    over: str = "steps"  # what the axis below counts
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def draw(plot: Plot, last_step: float, marks: Sequence[Mark] = ()) -> tuple[str,
         f'<span class="what">{escape(plot.title)}</span> <span class="unit">{escape(plot.unit)}{scale}</span>'
         f'<span class="keys"><span class="at"></span>{legend}</span>'
     )
-    label = f"{escape(plot.title)} over steps"
+    label = f"{escape(plot.title)} over {escape(plot.over)}"
     drawing = f'<svg class="area" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     figure = f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
     data = {

@@ -28,6 +28,7 @@ class Restart:
 
     share: float
     seconds: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def first_order_losses(costs: Costs, interval: float) -> dict[str, float]:
     rate = 1 / costs.mtbf
     return {
         "held by saves": costs.stall / (interval + costs.stall),
-        "work done again": rate * (interval / 2 + costs.save),
+        "work done again": rate * (interval / 2 + costs.save) if rate else 0.0,
         "down": rate * costs.mean_restart,
     }
 

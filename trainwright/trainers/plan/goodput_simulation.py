@@ -24,7 +24,7 @@ def _kept(costs: Costs, interval: float, seconds: float, random: Random) -> floa
         kept += interval * max(0, math.floor((failure - up - costs.save) / period))
         up = failure + _restart(costs, random)
         failure += _next(costs, random)
-        while failure < up:  # down again before it was up
+        while failure < min(up, seconds):  # down again before it was up
             up = failure + _restart(costs, random)
             failure += _next(costs, random)
     periods, rest = divmod(max(0.0, seconds - up), period)
