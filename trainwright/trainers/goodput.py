@@ -166,12 +166,13 @@ def tally(marks: Iterable[Mark]) -> Tally:
     """All of `marks` added up; what isn't a mark (half a line, another program's) is passed over."""
     total = Tally()
     for mark in marks:
-        if _whole(mark):
+        if is_mark(mark):
             total.add(mark)
     return total
 
 
-def _whole(mark: Mark) -> bool:
+def is_mark(mark: Mark) -> bool:
+    """Whether `mark` has a time and what its kind needs."""
     needs = {"step": ("step", "step_s", "data_s"), "stall": ("stall_s",), "resume": ("step",)}
     names = ("t", *needs.get(str(mark.get("at")), ()))
     return isinstance(mark.get("at"), str) and all(type(mark.get(name)) in (int, float) for name in names)
