@@ -18,6 +18,7 @@ from trainwright.trainers.checkpoint.save import CONFIG, Saver
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.data.dealing import own_cursor
 from trainwright.trainers.flops import training_flops_per_token
+from trainwright.trainers.health.check import Health, check_health
 from trainwright.trainers.loop import train_steps, validation_loss
 from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
@@ -67,6 +68,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     Raises:
         BadRequest: the data, the device, or a checkpoint that was named can't be used.
         RunFailed: the last checkpoint can't be saved.
+        BadNode: this rank's node isn't fit to train on; on the other nodes that is a RunFailed.
         Preempted: SIGTERM or SIGUSR1 came, and what was done is saved.
     """
     platform = choose_platform(recipe.platform)
@@ -77,6 +79,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         open_ranks(recipe.parallel, platform) as ranks,
         Watchdog(recipe.resilience, folder, ranks, platform) as where,
     ):
+        health = check_health(recipe, ranks, platform) if recipe.health.check else None
         start = find_start(recipe, ranks)
         if _finished(start.progress, recipe):
             if ranks.first:
@@ -96,7 +99,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         watching = Observers([Pace(where, ranks), *said, *saves, *observers])
         run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
         with stopping_on_notice(wishes):
-            _train(run, task, stepper, start, checkpoints, watching, wishes, where, ranks, platform)
+            _train(run, task, stepper, start, health, checkpoints, watching, wishes, where, ranks, platform)
         if ranks.first:
             print(f"report={folder / 'report.html'}", flush=True)
 
@@ -128,6 +131,7 @@ def _train(
     task: Task,
     stepper: Stepper,
     start: Start,
+    health: Health | None,
     checkpoints: Checkpoints,
     watching: Observers,
     wishes: Wishes,
@@ -141,6 +145,8 @@ def _train(
         progress.cursor = own_cursor(progress.cursor, ranks)
         watching.on_start(run, progress)
         _say_start(run, start)
+        if health:
+            run.emit("health", **health.event())
         if validation:
             run.emit("unigram", nats=unigram_entropy(validation, recipe.model.vocab_size, ranks))
         reason = "done"
