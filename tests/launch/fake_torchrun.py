@@ -3,7 +3,8 @@
     python fake_torchrun.py FOLDER WHAT
 
 The worker leaves its pid in FOLDER/worker and torchrun its own in FOLDER/torchrun, one line a start. WHAT the
-worker does: `wait` for SIGTERM and end with 75, `hang` whatever comes, or end with a status, as in `76`.
+worker does: `wait` for SIGTERM and end with 75, `hang` whatever comes, or end with a status, as in `76`; `once`
+is 75 of the first torchrun, and the next one starts no worker.
 """
 
 import os
@@ -31,6 +32,9 @@ def work(what: str, folder: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "hang" else saved)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note(folder, "worker")
+    if what == "once":
+        verdict.leave(75, "saved at step 7")
+        sys.exit(75)
     if what.isdigit():
         verdict.leave(int(what), f"rank 0: ended with {what}")
         sys.exit(int(what))
@@ -38,6 +42,9 @@ def work(what: str, folder: Path) -> None:
 
 
 def run(what: str, folder: Path) -> int:
+    if what == "once" and (folder / "worker").exists():
+        note(folder, "torchrun")
+        return 1
     worker = subprocess.Popen([sys.executable, __file__, str(folder), what, "worker"], start_new_session=True)
 
     def hand_on(number: int, frame: FrameType | None) -> None:

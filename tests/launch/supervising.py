@@ -1,4 +1,4 @@
-"""The supervisor alone, over any command: python supervising.py RELAUNCHES SHUTDOWN COMMAND..."""
+"""The supervisor alone, over any command: python supervising.py RELAUNCHES SHUTDOWN PATIENCE COMMAND..."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from trainwright.launch.supervisor import Command, supervise
 
 supervisor.PAUSES = (0.1,)
 supervisor.MARGIN = supervisor.AFTER_A_FINAL_VERDICT = 1.0
-ending = supervise(lambda: Command(sys.argv[3:], os.environ), int(sys.argv[1]), float(sys.argv[2]))
+relaunches, shutdown, patience = map(float, sys.argv[1:4])
+ending = supervise(lambda: Command(sys.argv[4:], os.environ), int(relaunches), shutdown, patience)
 print(ending.line)
 sys.exit(ending.status)

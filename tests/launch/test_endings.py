@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def leave(folder: Path, *rounds: dict[int, int | None]) -> Verdicts:
             line = "" if status is None else f"round {number} ended with {status}"
             (folder / f"{local_rank}-{number}.json").write_text(json.dumps({**said, "line": line}))
     return Verdicts(folder)
+
+
+def test_how_long_workers_lived_and_have_been_gone(tmp_path: Path):
+    verdicts = leave(tmp_path, {0: 1, 1: 1})
+    (tmp_path / "0-0.json").write_text((tmp_path / "0-0.json").read_text().replace("0.0", "100.0"))
+    for place, left in ((0, 400.0), (1, 300.0)):
+        os.utime(tmp_path / f"{place}-0.json", (left, left))
+    assert verdicts.longest() == 300
+    assert verdicts.idle() == pytest.approx(time.time() - 400, abs=5)
+    (tmp_path / "1-0.json").write_text(
+        (tmp_path / "1-0.json").read_text().replace('"status": 1', '"status": null')
+    )
+    running = Verdicts(tmp_path)
+    assert running.idle() == pytest.approx(0, abs=5)
+    assert running.longest() == pytest.approx(time.time(), abs=5)
+    assert Verdicts(tmp_path / "none").idle() == pytest.approx(0, abs=5)
 
 
 @pytest.mark.parametrize(

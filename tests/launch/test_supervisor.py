@@ -39,9 +39,9 @@ def marked(mark: str) -> list[int]:
 class Supervised:
     """A supervisor, its torchrun and its worker."""
 
-    def __init__(self, folder: Path, what: str, relaunches: int = 0, shutdown: float = 5.0):
+    def __init__(self, folder: Path, what: str, relaunches=0, shutdown=5.0, patience=60.0):
         self.folder, self.mark = folder, f"MARK={uuid.uuid4()}"
-        words = [sys.executable, HERE / "supervising.py", str(relaunches), str(shutdown)]
+        words = [sys.executable, HERE / "supervising.py", str(relaunches), str(shutdown), str(patience)]
         words += [sys.executable, HERE / "fake_torchrun.py", folder, what]
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
@@ -92,6 +92,18 @@ def test_torchrun_is_started_again_so_many_times(supervised):
     run = supervised("1", relaunches=2)
     assert run.ends() == (1, "rank 0: ended with 1")
     assert len(run.starts("torchrun")) == 3
+
+
+def test_torchrun_is_not_started_again_when_it_has_waited_for_others_in_vain(supervised):
+    run = supervised("1", relaunches=2, patience=0)
+    assert run.ends() == (1, "rank 0: ended with 1")
+    assert len(run.starts("torchrun")) == 1
+
+
+def test_what_ended_the_last_ranks_counts_where_no_other_started(supervised):
+    run = supervised("once", relaunches=1)
+    assert run.ends() == (75, "saved at step 7")
+    assert (len(run.starts("torchrun")), len(run.starts("worker"))) == (2, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

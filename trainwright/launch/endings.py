@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a worker left behind; no status: it runs, or was killed."""
+    """What a worker left behind, and when; no status: it runs, or was killed."""
 
     rank: int
     local_rank: int
     started: float
     status: int | None
     line: str
+    left: float
 
 
 class Ending(NamedTuple):
@@ -47,19 +49,33 @@ class Verdicts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.made = time.time()
         self._final: dict[Path, Verdict] = {}
 
     def last(self) -> list[Verdict]:
         """Of each of the node's places for a worker, the one that started last."""
         newest: dict[int, Verdict] = {}
         for path in self.folder.glob("*.json"):
-            verdict = self._final.get(path) or Verdict(**json.loads(path.read_text()))
+            verdict = self._final.get(path) or Verdict(
+                **json.loads(path.read_text()), left=path.stat().st_mtime
+            )
             if verdict.status is not None:
                 self._final[path] = verdict
             before = newest.get(verdict.local_rank)
             if before is None or before.started < verdict.started:
                 newest[verdict.local_rank] = verdict
         return [newest[place] for place in sorted(newest)]
+
+    def longest(self) -> float:
+        """How many seconds the worker of the last ones lived that lived longest."""
+        return max((self._end(verdict) - verdict.started for verdict in self.last()), default=0.0)
+
+    def idle(self) -> float:
+        """How many seconds there has been no worker."""
+        return time.time() - max(map(self._end, self.last()), default=self.made)
+
+    def _end(self, verdict: Verdict) -> float:
+        return time.time() if verdict.status is None else verdict.left
 
     def final(self) -> Verdict | None:
         """The verdict of any worker so far that makes a restart useless."""

@@ -18,7 +18,7 @@ from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
 MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
 AFTER_A_FINAL_VERDICT = 10.0  # seconds: nothing is left to save, and ranks that wait for others never notice
-PROGRESS = 300.0  # seconds after which a torchrun counts as one that worked, and relaunches as unused
+PROGRESS = 300.0  # seconds that a worker lived after which torchrun counts as working, and relaunches as unused
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before the first relaunch, the second, ...; the last from then on
 
 # What the supervisor is told to end by, and what it tells torchrun, which hands it on to the workers.
@@ -55,26 +55,29 @@ class _Asked:
         return self.by.count(signal.SIGINT) > 1
 
 
-def supervise(torchrun: Callable[[], Command], relaunches: int, shutdown: float) -> Ending:
+def supervise(torchrun: Callable[[], Command], relaunches: int, shutdown: float, patience: float) -> Ending:
     """Run torchrun until the run is done or can't go on here.
 
     torchrun: the command, made anew for each start.
     relaunches: how often it is started again without having worked for a while between.
     shutdown: the seconds that it gives its workers to end in.
+    patience: the seconds that it waits for other nodes; after as many without a worker it isn't started again.
     """
     adopt_orphans()
     with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
         starts = used = 0
+        ending = None
         while True:
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
-            began = time.monotonic()
-            ending = _run_once(torchrun(), verdicts, asked, shutdown)
+            before, ending = ending, _run_once(torchrun(), verdicts, asked, shutdown)
             if ending.status not in (FAILED, SAVED) or asked.by:
                 return ending
-            used = 0 if time.monotonic() - began > PROGRESS else used
-            if used == relaunches:
+            if before and not verdicts.last():  # what ended the last ranks says more than that no other started
+                ending = before
+            used = 0 if verdicts.longest() > PROGRESS else used
+            if used == relaunches or verdicts.idle() >= patience:
                 return ending
             pause = PAUSES[min(used, len(PAUSES) - 1)]
             used += 1

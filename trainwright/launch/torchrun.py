@@ -41,7 +41,7 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
         endpoint = wishes.rendezvous or f"localhost:{_free_port()}"
         return Command(command(recipe, endpoint, procs, words), environment(endpoint, procs))
 
-    ending = supervise(torchrun, wishes.relaunches, wishes.shutdown_s)
+    ending = supervise(torchrun, wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
     if ending.status:
         reason = f"{ending.line} ({MEANING[ending.status]})"
         print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)
