@@ -39,13 +39,17 @@ def marked(mark: str) -> list[int]:
 class Supervised:
     """A supervisor, its torchrun and its worker."""
 
-    def __init__(self, folder: Path, what: str, relaunches=0, shutdown=5.0, patience=60.0):
+    def __init__(self, folder: Path, what: str, relaunches=0, shutdown=5.0, patience=60.0, **environment: str):
         self.folder, self.mark = folder, f"MARK={uuid.uuid4()}"
         words = [sys.executable, HERE / "supervising.py", str(relaunches), str(shutdown), str(patience)]
         words += [sys.executable, HERE / "fake_torchrun.py", folder, what]
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
-            words, env={**os.environ, name: value}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words,
+            env={**os.environ, name: value, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def starts(self, who: str) -> list[int]:
@@ -150,6 +154,21 @@ def test_a_killed_supervisor_takes_torchrun_along(supervised):
     run.up()
     run.process.kill()
     until(lambda: marked(run.mark) == [], "the end of torchrun and its worker")
+
+
+def test_torchrun_starts_when_nodes_can_meet(supervised, tmp_path: Path):
+    run = supervised("0", WAITS_FOR=str(tmp_path / "host"))
+    time.sleep(1)
+    assert run.starts("torchrun") == []
+    (tmp_path / "host").touch()
+    assert run.ends() == (0, "done")
+
+
+def test_a_notice_while_it_waits_for_the_host(supervised, tmp_path: Path):
+    run = supervised("0", WAITS_FOR=str(tmp_path / "host"))
+    time.sleep(1)
+    run.process.terminate()
+    assert run.ends() == (75, "SIGTERM before torchrun had started: run the same command again")
 
 
 def test_a_notice_between_two_starts(supervised):

@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_the_devices_are_counted_elsewhere(monkeypatch):
 def test_what_is_no_number_of_nodes(text: str):
     with pytest.raises(BadRequest, match=r"launch\.nodes="):
         torchrun.nodes(LaunchConfig(nodes=text, rendezvous="a:1"))
+
+
+def test_who_can_meet_where():
+    with socket.socket() as host:
+        host.bind(("127.0.0.1", 0))
+        host.listen()
+        assert torchrun.answered(f"127.0.0.1:{host.getsockname()[1]}")
+    assert torchrun.answered("localhost:1")  # this node would host it
+    assert not torchrun.answered("192.0.2.1:1")  # an address that is nobody's (RFC 5737)
+    assert not torchrun.answered("no.such.host.invalid:1")
 
 
 def test_a_loopback_address_is_for_this_machine_alone():

@@ -55,39 +55,59 @@ class _Asked:
         return self.by.count(signal.SIGINT) > 1
 
 
-def supervise(torchrun: Callable[[], Command], relaunches: int, shutdown: float, patience: float) -> Ending:
-    """Run torchrun until the run is done or can't go on here.
+class Limits(NamedTuple):
+    """How long what may go on.
 
-    torchrun: the command, made anew for each start.
-    relaunches: how often it is started again without having worked for a while between.
+    relaunches: how often torchrun is started again without having worked for a while between.
     shutdown: the seconds that it gives its workers to end in.
     patience: the seconds that it waits for other nodes; after as many without a worker it isn't started again.
+    """
+
+    relaunches: int
+    shutdown: float
+    patience: float
+
+
+def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits: Limits) -> Ending:
+    """Run torchrun until the run is done or can't go on here.
+
+    torchrun: the command, made anew for each start. ready: whether it would find where nodes meet.
     """
     adopt_orphans()
     with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
         starts = used = 0
         ending = None
         while True:
+            _wait(ready, limits.patience, asked)
+            if asked.first:
+                return _nothing_ran(asked.first)
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
-            before, ending = ending, _run_once(torchrun(), verdicts, asked, shutdown)
+            before, ending = ending, _run_once(torchrun(), verdicts, asked, limits.shutdown)
             if ending.status not in (FAILED, SAVED) or asked.by:
                 return ending
             if before and not verdicts.last():  # what ended the last ranks says more than that no other started
                 ending = before
             used = 0 if verdicts.longest() > PROGRESS else used
-            if used == relaunches or verdicts.idle() >= patience:
+            if used == limits.relaunches or verdicts.idle() >= limits.patience:
                 return ending
             pause = PAUSES[min(used, len(PAUSES) - 1)]
             used += 1
-            _say(f"{ending.line}; torchrun starts again in {pause:g} s ({used} of {relaunches})")
-            until = time.monotonic() + pause
-            while time.monotonic() < until and not asked.by:
-                time.sleep(POLL)
-            if asked.first:
-                status = INTERRUPTED if asked.first == signal.SIGINT else SAVED
-                return Ending(status, f"{asked.first.name} between two starts of torchrun: nothing was running")
+            _say(f"{ending.line}; torchrun starts again in {pause:g} s ({used} of {limits.relaunches})")
+            _wait(lambda: False, pause, asked)
+
+
+def _wait(true: Callable[[], bool], seconds: float, asked: _Asked) -> None:
+    """Wait until it is true or somebody asks to end, but for no more than `seconds`."""
+    until = time.monotonic() + seconds
+    while not asked.by and not true() and time.monotonic() < until:
+        time.sleep(POLL)
+
+
+def _nothing_ran(asked: signal.Signals) -> Ending:
+    status = INTERRUPTED if asked == signal.SIGINT else SAVED
+    return Ending(status, f"{asked.name} before torchrun had started: run the same command again")
 
 
 def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float) -> Ending:

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from trainwright.configs.schema import LaunchConfig, Recipe
 from trainwright.errors import BadRequest, RunFailed
 from trainwright.launch.endings import MEANING
 from trainwright.launch.reasons import tell_platforms
-from trainwright.launch.supervisor import Command, supervise
+from trainwright.launch.supervisor import Command, Limits, supervise
 
 TORCHRUN = (sys.executable, "-m", "trainwright.launch.agent")
 WORKER = ("-m", "trainwright", "train")
@@ -41,7 +42,11 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
         endpoint = wishes.rendezvous or f"localhost:{_free_port()}"
         return Command(command(recipe, endpoint, procs, words), environment(endpoint, procs))
 
-    ending = supervise(torchrun, wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
+    def ready() -> bool:
+        return wishes.rendezvous is None or answered(wishes.rendezvous)
+
+    limits = Limits(wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
+    ending = supervise(torchrun, ready, limits)
     if ending.status:
         reason = f"{ending.line} ({MEANING[ending.status]})"
         print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)
@@ -132,6 +137,26 @@ def environment(endpoint: str, procs: int) -> dict[str, str]:
         kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // procs)))
     # The store that outlives the workers: there they agree who speaks when they fail.
     return {**kept, **OURS, "TRAINWRIGHT_RENDEZVOUS": endpoint}
+
+
+def answered(endpoint: str) -> bool:
+    """Whether torchrun would find the rendezvous: somebody answers there, or this node is to host it.
+
+    torchrun gives a name that doesn't stand for anything yet no time, and a host that doesn't answer a minute.
+    """
+    host, _, port = endpoint.rpartition(":")
+    with suppress(OSError):
+        for family, kind, _, _, address in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind) as probe:
+                probe.settimeout(1)
+                if probe.connect_ex(address) == 0:
+                    return True
+            with suppress(OSError), socket.socket(family, kind) as probe:
+                probe.bind((address[0], 0))  # refused for an address that isn't this node's
+                return True
+    return False
 
 
 def own_address(endpoint: str) -> str | None:
