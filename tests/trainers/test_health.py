@@ -314,6 +314,11 @@ def test_the_verb_prints_a_line_a_node(words: list[str], tmp_path: Path, capsys:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_refused_folder_shows_as_its_disk(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["health", *words, "health.disk_gib=1e9"]) == 2
+    assert " disk=failed " in capsys.readouterr().out
+
+
 def test_the_verb_shows_what_failed_before_it_fails(
     words: list[str], monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ):

@@ -51,6 +51,7 @@ def show(found: Health) -> None:
 def _rows(found: Health) -> Iterator[dict[str, str]]:
     for node, ranks in found.nodes.items():
         failed = {fault.check for rank in ranks for fault in found.faults[rank]}
+        failed |= ({"disk"} if found.refused else set()) | ({"links"} if found.failed else set())
         left_out = set(found.left_out)
         if all(tool.skipped for tool in found.tools[node]):
             left_out.add("vendor")
