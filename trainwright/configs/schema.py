@@ -201,6 +201,7 @@ class PlanConfig:
     dir: str = "."  # where the page and the JSON go
     measured: str | None = None  # a JSON file of benchmarks/recovery.py, or a run's folder
     stall_s: float | None = None  # that a save holds the loop
+    slow_s: float | None = None  # that the steps beside a save take longer, all together
     save_s: float | None = None  # that it is written beside the training
     load_s: float | None = None  # that a checkpoint is read
     start_s: float | None = None  # from a process's start to its first step, without the load

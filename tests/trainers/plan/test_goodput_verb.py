@@ -14,6 +14,7 @@ from trainwright.trainers.plan.goodput_verb import lines
 
 MEASURED = {
     "stall_s": 0.05,
+    "slow_s": 0.05,
     "save_s": 1.0,
     "load_s": 0.5,
     "start_s": 20.0,
@@ -59,7 +60,7 @@ def test_the_verb_prints_its_inputs_and_results_and_writes_them(measured, tmp_pa
     assert record["mtbf_s"] == pytest.approx(3600 / (128 * 1.6e-4))
     assert record["utilisation"] == pytest.approx(record["simulated"]["mean"], abs=2e-3)
     page = (tmp_path / "goodput_plan.html").read_text()
-    assert page.count("<figure>") == 2
+    assert page.count("<figure>") == 3
     assert "http" not in page
     assert "nan" not in page.split("<body>")[1]
 
@@ -97,11 +98,28 @@ def test_a_subject_that_is_none(capsys):
 
 def test_parts_scale_by_their_rules():
     wishes = load_recipe(["plan.start_s=7"]).plan
-    seconds = {"stall": 0.1, "save": 2.0, "load": 1.0, "rendezvous": 0.01, "detect": 3.0, "step": 0.5}
+    seconds = {
+        "stall": 0.1,
+        "slow": 0.0,
+        "save": 2.0,
+        "load": 1.0,
+        "rendezvous": 0.01,
+        "detect": 3.0,
+        "step": 0.5,
+    }
     on = Cluster(nodes=10, ranks=80, parameters=1_000_000_000, failures_per_node_hour=0)
     found = {key: part.seconds for key, part in parts(wishes, M(seconds, 120e6), on).items()}
     assert found == pytest.approx(
-        {"stall": 1.0, "save": 20, "load": 10, "start": 7, "rendezvous": 0.8, "detect": 3, "step": 0.5}
+        {
+            "stall": 1.0,
+            "slow": 0,
+            "save": 20,
+            "load": 10,
+            "start": 7,
+            "rendezvous": 0.8,
+            "detect": 3,
+            "step": 0.5,
+        }
     )
     small = Cluster(nodes=1000, ranks=8000, parameters=1_000_000_000, failures_per_node_hour=0)
     found = {key: part.seconds for key, part in parts(wishes, M(seconds, 120e6), small).items()}
@@ -130,10 +148,18 @@ def test_a_runs_own_folder_tells_the_parts(tmp_path):
     marks = [
         {"t": 100.0, "at": "begin"},
         {"t": 110.0, "at": "start", "step": 0},
-        *({"t": 112.0 + i, "at": "step", "step": i + 1, "step_s": 1.0, "data_s": 0.0} for i in range(4)),
+        *({"t": 112.0 + i, "at": "step", "step": i + 1, "step_s": 1.0, "data_s": 0.0} for i in range(2)),
+        {"t": 113.0, "at": "stall", "stall_s": 0.0},
+        {"t": 114.25, "at": "step", "step": 3, "step_s": 1.25, "data_s": 0.0},
+        {"t": 114.25, "at": "saved"},
+        {"t": 115.0, "at": "step", "step": 4, "step_s": 0.75, "data_s": 0.0},
         {"t": 121.0, "at": "begin"},
         {"t": 135.0, "at": "resume", "step": 2},
         {"t": 136.0, "at": "step", "step": 3, "step_s": 1.0, "data_s": 0.0},
+        {"t": 138.0, "at": "stop", "reason": "Preempted: SIGTERM"},
+        {"t": 900.0, "at": "begin"},
+        {"t": 903.0, "at": "stop", "reason": "RuntimeError: a peer is gone"},
+        {"t": 906.0, "at": "begin"},
     ]
     for name, records in (("events", events), ("ledger", marks)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -141,6 +167,7 @@ def test_a_runs_own_folder_tells_the_parts(tmp_path):
     assert found.bytes_per_node == 77
     assert found.seconds == {
         "stall": 0.5,
+        "slow": 0.25,
         "save": 3.5,
         "step": 1.0,
         "detect": 6.0,

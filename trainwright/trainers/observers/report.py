@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 
 EVENTS = 300  # rows of the table, the newest
 MARKS = 200  # of one kind on the step axis
-NOT_MARKED = ("start", "unigram", "validation", "sample")  # they begin the axis, or stand elsewhere on the page
+NOT_MARKED = (
+    "start",
+    "unigram",
+    "validation",
+    "sample",
+    "checkpoint_begun",
+)  # they begin the axis, or stand elsewhere on the page
 MARK_STYLES = {
     "checkpoint": "checkpoint",
     "resume": "resume",

@@ -35,7 +35,7 @@ class Restart:
 class Costs:
     """What keeping a run alive costs on its cluster, in seconds."""
 
-    stall: float  # the loop is held by a save
+    stall: float  # the loop is held by a save, or the steps beside it take longer
     save: float  # a save is written beside the training
     restarts: tuple[Restart, ...]  # shares add up to 1
     mtbf: float  # mean time between failures of the whole cluster; inf: none

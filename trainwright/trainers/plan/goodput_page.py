@@ -20,7 +20,7 @@ FORMULA = """utilisation = L · interval · E[exp(−L · restart)] · exp(−L 
 
 L         failures a second, 1 / MTBF
 interval  seconds of work between saves; the best one makes (exp(L · (interval + stall)) − 1) / interval least
-stall     a save holds the loop
+stall     a save holds the loop, and slows the steps beside it
 save      it is written beside the training: a failure before its end falls back to the save before
 restart   from a failure to the next step; a failure in it begins it anew"""
 
@@ -102,19 +102,15 @@ def _plots(plan: Plan) -> str:
         )
     hours = np.array([o.costs.mtbf / HOUR for o in plan.by_mtbf])
     shares = np.array([100 * o.utilisation for o in plan.by_mtbf])
-    curves = [
-        Curve("best interval, formula", "main", hours, shares),
-        _level("published, automatic recovery", "third", AUTOMATIC, hours[-1]),
-        _level("published, by hand", "fourth", BY_HAND, hours[-1]),
-    ]
+    at_best = Curve("best interval, formula", "main", hours, shares)
+    automatic = _level("published, automatic recovery", "third", AUTOMATIC, hours[-1])
+    by_hand = _level("published, by hand", "fourth", BY_HAND, hours[-1])
     marks = (
         [Mark(best.costs.mtbf / HOUR, "resume", "this cluster")] if best.costs.mtbf / HOUR <= hours[-1] else []
     )
-    figures.append(
-        draw(
-            Plot("Utilisation by failures", "%, hours between failures", curves, over="hours"), hours[-1], marks
-        )
-    )
+    for levels in ([automatic], [automatic, by_hand]):
+        shown = Plot("Utilisation by failures", "%, hours between failures", [at_best, *levels], over="hours")
+        figures.append(draw(shown, hours[-1], marks))
     return f'<h2>Curves</h2><div class="plots">{"".join(figure for figure, _ in figures)}</div>'
 
 
@@ -140,13 +136,13 @@ def _parts(plan: Plan) -> str:
 
 
 def _restarts(plan: Plan) -> str:
-    rows = [(kind.name, f"{kind.share:.0%}", spoken(kind.seconds)) for kind in plan.outlook.costs.restarts]
-    return _table("Restarts", ("Failure", "Share", "Down"), rows, (1, 2))
+    rows = [(kind.name, f"{kind.share:.0%}", spoken(kind.seconds), "") for kind in plan.outlook.costs.restarts]
+    return _table("Restarts", ("Failure", "Share", "Down", ""), rows, (1, 2))
 
 
 def _rates(plan: Plan) -> str:
-    rows = [rate_row(name, outlook) for name, outlook in plan.by_rate.items()]
-    return _table("By rate of failures", RATE_HEAD, rows, (1, 2, 3))
+    rows = [(*rate_row(name, outlook), "") for name, outlook in plan.by_rate.items()]
+    return _table("By rate of failures", (*RATE_HEAD, ""), rows, (1, 2, 3))
 
 
 RATE_HEAD = ("Failures of a node-hour", "One every", "Best interval", "Utilisation")

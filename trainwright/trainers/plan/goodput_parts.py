@@ -2,8 +2,9 @@
 
 Rules (docs/recovery.md tells why):
 
-    stall, save, load    as the bytes of a node: saves are sharded, so a node has 1/nodes of the state; never
-                         less than measured, and no faster than plan.storage_gb_s lets all nodes be together
+    stall, slow          as the bytes of a node: saves are sharded, so a node has 1/nodes of the state; never
+                         less than measured
+    save, load           likewise, and no faster than plan.storage_gb_s lets all nodes be together
     rendezvous           as the ranks: each asks the one store where all meet a fixed number of times
     start, detect, step  as measured: every node does its own at the same time
     hang                 what resilience.hang_floor_s and hang_factor times a step make of it
@@ -13,7 +14,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +29,7 @@ MEASURE = "measure it by python benchmarks/recovery.py and give plan.measured=be
 
 NAMES = {
     "stall": "a save holds the loop",
+    "slow": "it slows the steps beside it",
     "save": "it is written beside the training",
     "load": "a checkpoint is read",
     "start": "a process starts, without the load",
@@ -106,7 +107,7 @@ def _part(key: str, plan: PlanConfig, measured: Measured, on: Cluster) -> Part:
     seconds = measured.seconds[key]
     if key == "rendezvous":
         return Part(NAMES[key], seconds, seconds * on.ranks, f"a rank's × {on.ranks:,} ranks")
-    if key not in ("stall", "save", "load"):
+    if key not in ("stall", "slow", "save", "load"):
         return Part(NAMES[key], seconds, seconds, "as measured: every node at the same time")
     if math.isnan(measured.bytes_per_node):
         raise BadRequest(f"plan.{key}_s isn't known: {plan.measured} says no bytes_per_node to scale it by")
@@ -115,7 +116,7 @@ def _part(key: str, plan: PlanConfig, measured: Measured, on: Cluster) -> Part:
     rule = f"× {factor:.3g}: {sizes}" if factor > 1 else f"as measured: {sizes} is less"
     scaled = seconds * factor
     shared = BYTES * on.parameters / (plan.storage_gb_s * 1e9) if plan.storage_gb_s else 0.0
-    if key != "stall" and shared > scaled:
+    if key in ("save", "load") and shared > scaled:
         return Part(NAMES[key], seconds, shared, f"{_size(BYTES * on.parameters)} at plan.storage_gb_s")
     return Part(NAMES[key], seconds, scaled, rule)
 
@@ -145,7 +146,7 @@ def costs(recipe: Recipe, of: dict[str, Part], on: Cluster) -> Costs:
     ]
     mtbf = mtbf_seconds(on.nodes, on.failures_per_node_hour)
     happening = tuple(kind for kind in kinds if kind.share > 0)
-    return Costs(of["stall"].seconds, of["save"].seconds, happening, mtbf)
+    return Costs(of["stall"].seconds + of["slow"].seconds, of["save"].seconds, happening, mtbf)
 
 
 def read_measured(plan: PlanConfig) -> Measured:
@@ -184,7 +185,8 @@ def measured_in_run(folder: Path) -> Measured:
         "stall": [e["stall_s"] for e in events if e.get("event") == "checkpoint_begun" and "stall_s" in e],
         "save": [e["write_s"] for e in events if e.get("event") == "checkpoint" and "write_s" in e],
         "step": [mark["step_s"] for mark in marks if mark["at"] == "step"],
-        "detect": [max(0.0, b["t"] - a["t"]) for a, b in pairwise(marks) if b["at"] == "begin"],
+        "slow": list(slowed(marks)),
+        "detect": list(_gaps(marks)),
     }
     seconds = {key: median(values) for key, values in found.items() if values}
     if not seconds:
@@ -198,6 +200,36 @@ def measured_in_run(folder: Path) -> Measured:
         seconds |= {"start": start, "load": max(0.0, (resumed or start) - start), "rendezvous": 0.0}
     sizes = [e["bytes"] for e in events if e.get("event") == "checkpoint" and type(e.get("bytes")) is int]
     return Measured(seconds, float(sizes[-1]) if sizes else math.nan)
+
+
+def slowed(marks: list[dict[str, Any]]) -> Iterator[float]:
+    """What the steps beside each save took longer than the others, all together."""
+    alone: list[float] = []
+    beside: list[list[float]] = []
+    saves = False
+    for mark in marks:
+        if mark["at"] in ("stall", "saved", "begin"):
+            saves = mark["at"] == "stall"
+            if saves:
+                beside.append([])
+        elif mark["at"] == "step":
+            (beside[-1] if saves else alone).append(mark["step_s"])
+    usual = median(alone) if alone else math.nan
+    return (max(0.0, sum(took) - usual * len(took)) for took in beside if took and alone)
+
+
+def _gaps(marks: list[dict[str, Any]]) -> Iterator[float]:
+    """From the last that each process did to the next one's beginning, where it didn't end as it should."""
+    did: float | None = None
+    for mark in marks:
+        if mark["at"] == "begin":
+            if did is not None:
+                yield max(0.0, mark["t"] - did)
+            did = mark["t"]
+        elif mark["at"] != "stop":
+            did = mark["t"]
+        elif str(mark.get("reason")).startswith(("done", "Preempted")):
+            did = None
 
 
 def _starts(marks: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
