@@ -1,0 +1,108 @@
+"""Where a run begins: which checkpoint it goes on from, what came before, and what is said of it."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from trainwright.configs.schema import Recipe
+from trainwright.trainers.checkpoint.load import newest_whole, read_progress, require_whole
+from trainwright.trainers.checkpoint.place import Place, place
+from trainwright.trainers.checkpoint.save import CONFIG
+from trainwright.trainers.observers.base import Run
+from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.progress import Progress
+from trainwright.trainers.resilience.fatal_batch import Deaths, earlier_deaths
+from trainwright.trainers.run_folder import (
+    check_same_run,
+    checkpoint_folder,
+    make_room,
+    run_folder,
+    set_aside,
+    starts_afresh,
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor."""
+
+    checkpoint: Place | None
+    progress: Progress
+    passed_over: list[tuple[Place, str]]
+    deaths: Deaths
+
+    def finished(self, recipe: Recipe) -> bool:
+        """Whether the run has come to its end, as its progress says now."""
+        return self.progress.ended or self.progress.step >= (recipe.train.steps or math.inf)
+
+
+def find_start(recipe: Recipe, ranks: Ranks) -> Start:
+    """The run's own newest whole checkpoint, else the one that `resume` names, else the beginning.
+
+    A run that was started from a named checkpoint and restarted by the same command goes on from where it
+    had come to, not from the named one again. All ranks call it.
+
+    Raises:
+        BadRequest: the named checkpoint isn't whole, or is of another stream of data.
+    """
+    passed_over: list[tuple[Place, str]] = []
+    path, afresh = None, ranks.share(starts_afresh(recipe))
+    if not afresh:
+        path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
+    if path is None and recipe.resume not in ("auto", "none"):
+        path = require_whole(place(recipe.resume), ranks)
+    if not ranks.first:
+        return Start(path, *ranks.share(None))
+    deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)
+    return Start(path, *ranks.share((_read_progress(path, recipe), passed_over, deaths)))
+
+
+def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
+    if path is None:
+        return Progress(0, 0, np.empty((0, 0), np.int64))
+    before = OmegaConf.create((path / CONFIG).read_text())
+    check_same_run(recipe, before, path)
+    progress = read_progress(path)
+    progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs
+    return progress
+
+
+def open_folder(recipe: Recipe, folder: Path, config: str) -> None:
+    """Make the run's folder, moving aside what a fresh start finds there."""
+    if starts_afresh(recipe):
+        set_aside(folder)
+        make_room(checkpoint_folder(recipe))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config)
+
+
+def say_start(run: Run, start: Start) -> None:
+    """The events of a beginning: what was passed over, where it starts, and how it died before."""
+    deaths = start.deaths
+    for path, wrong in start.passed_over:
+        run.emit("checkpoint_passed_over", path=str(path), reason=wrong)
+    if start.checkpoint is None:
+        said = {"parameters": run.parameters, "folder": str(run.folder)}
+        run.emit("start", world_size=run.ranks, died_in=deaths.died_in, **said)
+    else:
+        said = {"step": start.progress.step, "path": str(start.checkpoint)}
+        run.emit("resume", world_size=run.ranks, died_in=deaths.died_in, **said)
+    if deaths.twice:
+        leaves_out = run.recipe.resilience.pass_over_batch
+        run.emit("batch_left_out" if leaves_out else "batch_killed_twice", step=deaths.died_in)
+
+
+def say_finished(recipe: Recipe, folder: Path, progress: Progress) -> None:
+    """Tell how to go on with a run that has nothing left to do."""
+    why, more = "it is finished", f"train.steps={2 * progress.step}"
+    if progress.ended:
+        why, more = "its data has ended", f"train.epochs={(recipe.train.epochs or 0) + 1}"
+    print(
+        f"{folder} is at step {progress.step} and {why}: go on with run.name={recipe.run.name} {more}, "
+        "or start afresh with resume=none",
+        file=sys.stderr,
+    )
