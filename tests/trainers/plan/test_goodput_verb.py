@@ -47,7 +47,7 @@ def test_the_verb_prints_its_inputs_and_results_and_writes_them(measured, tmp_pa
     assert main(["plan", "goodput", *words]) == 0
     printed = capsys.readouterr().out
     for said in (
-        "128 nodes, 1,024 ranks, 5,475,584 parameters; a failure every 48.8 h",
+        "nodes 128, ranks 1,024, parameters 5,475,584; a failure every 48.8 h",
         "a rank's × 1,024 ranks",
         "a hang, a node replaced",
         "1e-3, as Meta's research clusters",

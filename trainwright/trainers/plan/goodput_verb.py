@@ -40,7 +40,7 @@ def lines(made: Plan) -> Iterator[str]:
     """What is printed."""
     best, on = made.outlook, made.on
     yield (
-        f"{on.nodes:,} nodes, {on.ranks:,} ranks, {on.parameters:,} parameters; "
+        f"nodes {on.nodes:,}, ranks {on.ranks:,}, parameters {on.parameters:,}; "
         f"a failure every {spoken(best.costs.mtbf)} ({on.failures_per_node_hour:g} of a node in an hour)"
     )
     rows = [
