@@ -223,7 +223,7 @@ def measure(faults: int) -> dict[str, Any]:
     few, many = min(RANKS), max(RANKS)
     return {
         "stall_s": round(middle["stall"], 5),
-        "slow_s": round(middle["slow"], 4),
+        "slow_s": round(max(0.0, middle["slow"]), 4),
         "save_s": round(middle["save"], 4),
         "load_s": round(middle["load"], 4),
         "start_s": round(middle["start_and_load"] - middle["load"], 3),

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from trainwright.configs.schema import ModelConfig, PlanConfig, Recipe
@@ -188,7 +188,7 @@ def measured_in_run(folder: Path) -> Measured:
         "slow": list(slowed(marks)),
         "detect": list(_gaps(marks)),
     }
-    seconds = {key: median(values) for key, values in found.items() if values}
+    seconds = {key: max(0.0, median(values)) for key, values in found.items() if values}
     if not seconds:
         raise BadRequest(f"plan.measured={folder} is no run's folder: it has no ledger.jsonl or events.jsonl")
     starts: dict[str, list[float]] = {"start": [], "resume": []}
@@ -203,7 +203,10 @@ def measured_in_run(folder: Path) -> Measured:
 
 
 def slowed(marks: list[dict[str, Any]]) -> Iterator[float]:
-    """What the steps beside each save took longer than the others, all together."""
+    """What the steps beside each save took longer than as many others, on a busy machine below zero too.
+
+    The mean of the others, not their median: a machine that halts now and then halts beside saves as well.
+    """
     alone: list[float] = []
     beside: list[list[float]] = []
     saves = False
@@ -214,8 +217,8 @@ def slowed(marks: list[dict[str, Any]]) -> Iterator[float]:
                 beside.append([])
         elif mark["at"] == "step":
             (beside[-1] if saves else alone).append(mark["step_s"])
-    usual = median(alone) if alone else math.nan
-    return (max(0.0, sum(took) - usual * len(took)) for took in beside if took and alone)
+    usual = fmean(alone) if alone else math.nan
+    return (sum(took) - usual * len(took) for took in beside if took and alone)
 
 
 def _gaps(marks: list[dict[str, Any]]) -> Iterator[float]:
