@@ -93,6 +93,13 @@ def test_an_event_is_a_line_whose_values_are_words_or_quoted():
     assert json.loads(re.search(r'prompt=(".*?[^\\]") ', line).group(1)) == "def f():\n"
 
 
+def test_what_is_for_the_file_alone_is_no_line():
+    stream = io.StringIO()
+    console(1, stream).on_event("ranks", {"step": 50, "median_s": 0.4})
+    console(1, stream).on_event("slow_rank", {"rank": 3})
+    assert stream.getvalue() == "event=slow_rank rank=3\n"
+
+
 def test_a_terminal_gets_the_display_and_a_log_the_lines(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -10,6 +10,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
+from trainwright.trainers.observers.console_lines import QUIET
 from trainwright.trainers.observers.time_left import TimeLeft, duration
 
 # What stands below the bar: the metric, its label, its format.
@@ -67,6 +68,8 @@ class ConsoleDisplay(Observer):
             self._print(f"step {progress.step}", "", values)
 
     def on_event(self, event: str, fields: dict[str, object]) -> None:
+        if event in QUIET:
+            return
         if event == "sample":
             self._print(event)
             prompt, continued = (str(fields.get(key, "")) for key in ("prompt", "text"))

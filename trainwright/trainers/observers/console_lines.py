@@ -30,7 +30,7 @@ FORMATS = {
 }
 
 
-QUIET = ("checkpoint_begun",)  # events that another one follows
+QUIET = ("checkpoint_begun", "ranks")  # events for the file: another one follows where there is news
 
 
 class ConsoleLines(Observer):
@@ -54,6 +54,8 @@ class ConsoleLines(Observer):
         self.first = False
 
     def on_event(self, event: str, fields: dict[str, object]) -> None:
+        if event in QUIET:
+            return
         if event in ("goodput", "stop"):  # the end of the run comes after its last step
             self._print_held()
         pairs = {"event": event, **fields}

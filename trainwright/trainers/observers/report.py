@@ -28,6 +28,7 @@ NOT_MARKED = (
     "validation",
     "sample",
     "checkpoint_begun",
+    "ranks",
 )  # they begin the axis, or stand elsewhere on the page
 MARK_STYLES = {
     "checkpoint": "checkpoint",

@@ -55,7 +55,7 @@ def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], now: floa
         why = f"its beats stopped {now - last.wall:.0f} s ago" if last else "it has sent no beat"
         if last:
             why += f", last seen in step {last.step} ({last.phase})"
-        more = f"; so did those of {len(stopped) - 1} more" if len(stopped) > 1 else ""
+        more = f"; {len(stopped) - 1} more have stopped" if len(stopped) > 1 else ""
         return Verdict(straggler, why + more, stopped)
     if len({(beat.progress, beat.waits, beat.place) for beat in alive.values()}) == 1:
         (where,) = {beat.place for beat in alive.values()}
