@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainwright.models.blockwise_attention import KEPT_LENGTH, blockwise_attention, document_starts
+
 
 class AttentionKernel(Protocol):
     """What attends, and what it needs to know of the documents, made once a batch for all layers."""
@@ -68,4 +70,31 @@ class Flex:
         return attended
 
 
-KERNELS: dict[str, type[Sdpa] | type[Flex]] = {"sdpa": Sdpa, "flex": Flex}
+class Blockwise:
+    """`blockwise_attention` where it is faster than `Sdpa` (CPU): for training, from some length on.
+
+    Without documents there is nothing left to gain beyond KEPT_LENGTH: Sdpa skips later keys there too. Its
+    forward in low precision is so fast that only documents make up for it.
+    """
+
+    shortest = 256  # of sequences: for shorter ones the loop over them costs what it saves
+
+    def mask(self, documents: Tensor) -> Tensor:
+        """(batch, length) start of each token's document; for short sequences that of Sdpa."""
+        return Sdpa().mask(documents) if documents.shape[1] < self.shortest else document_starts(documents)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        queries, keys = q.shape[-2], k.shape[-2]
+        if mask is None:
+            full = q.dtype in (torch.float32, torch.float64)
+            blockwise = full and queries == keys and self.shortest < queries <= KEPT_LENGTH
+        else:
+            blockwise = queries >= self.shortest
+        return blockwise_attention(q, k, v, mask) if blockwise else Sdpa()(q, k, v, mask)
+
+
+KERNELS: dict[str, type[Sdpa] | type[Flex] | type[Blockwise]] = {
+    "sdpa": Sdpa,
+    "flex": Flex,
+    "blockwise": Blockwise,
+}

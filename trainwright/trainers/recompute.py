@@ -13,6 +13,7 @@ from torch.utils.checkpoint import (
 )
 
 # Dear to make again for the memory that they take: matrix products and attention. The rest is elementwise.
+# Not blockwise attention: the probabilities that it keeps take more than they are worth here.
 KEPT = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
