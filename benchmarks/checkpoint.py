@@ -4,10 +4,10 @@
     python benchmarks/checkpoint.py --pairs 2
 
 The state is that of a 46 M Llama with AdamW in fp32: more than 500 MB. Stalls: saves one after another, each
-waited for; the stall is the copy, the whole is what a synchronous save would hold. Throughput: the whole `train`
-path, stretches of 20 steps that begin with a save in turns with stretches that don't, so that both see the machine
-in the same state; quoted is the median of the ratios of neighbours. With one thread the writer has a core of its
-own, as beside a device; with two it takes time from the training.
+waited for; the stall is the copy, the whole is what a synchronous save would hold. Throughput: the whole
+`train` path, stretches of 20 steps that begin with a save in turns with stretches that don't, so that both see
+the machine in the same state; quoted is the median of the ratios of neighbours. With one thread the writer has
+a core of its own, as beside a device; with two it takes time from the training.
 """
 
 import argparse
@@ -60,13 +60,14 @@ def measure_stalls(saves: int) -> dict[str, Any]:
         recipe, ranks, platform = load_recipe(recipe_words(folder)), Ranks(), Cpu()
         platform.prepare()
         stepper, _ = build_stepper(recipe, Pretraining(recipe, ranks), ranks, platform, None)
-        saver = Saver(place(folder), "", ranks, recipe.checkpoint)
-        saver.prepare(stepper.state_dict())
+        saver = Saver(place(folder), "", ranks, platform, recipe.checkpoint)
+        saver.copy(stepper.state_dict())
         stalls, wholes, size = [], [], 0
         for step in range(saves + WARM):
             started = time.perf_counter()
-            saver.begin(stepper.state_dict(), Progress(step, 0, np.zeros((1, 1), np.int64)))
+            saver.copy(stepper.state_dict())
             stalls.append(time.perf_counter() - started)
+            saver.begin(Progress(step, 0, np.zeros((1, 1), np.int64)))
             saved = saver.ended(wait=True)
             wholes.append(time.perf_counter() - started)
             assert saved is not None

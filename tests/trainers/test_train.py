@@ -309,6 +309,24 @@ def test_the_interval_is_chosen_from_what_a_save_costs(tiny: list[str], folder: 
     assert chosen["seconds"] >= chosen["write_s"]
 
 
+def test_a_failed_save_is_no_measure_of_what_saves_cost(
+    tiny: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, written = save.write_manifest, []
+
+    def full_at_first(*args: Any) -> None:
+        written.append(args)
+        if len(written) == 1:
+            raise OSError(28, "No space left on device")
+        whole(*args)
+
+    monkeypatch.setattr(save, "write_manifest", full_at_first)
+    assert main(["train", *tiny, "train.steps=40", "checkpoint.every=auto"]) == 0
+    assert [event["step"] for event in events(folder, "checkpoint_failed")] == [10]
+    assert [event["step"] for event in events(folder, "checkpoint")][0] == 20
+    assert len(events(folder, "checkpoint_interval")) == 1
+
+
 @pytest.fixture
 def deadly(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
     """`deadly(what)`: the batch that step 7 is meant to train on does `what`, wherever it comes."""
@@ -336,9 +354,13 @@ def die() -> None:
     raise RunFailed("the batch is too much")
 
 
-def test_a_batch_that_kills_twice_is_said(tiny: list[str], folder: Path, deadly: Callable[..., None]):
+@pytest.mark.parametrize("every", [5, 6])  # the batch is that of the second or the first step after a resume
+def test_a_batch_that_kills_twice_is_said(
+    tiny: list[str], folder: Path, deadly: Callable[..., None], every: int
+):
     deadly(die)
-    assert [main(["train", *tiny]) for _ in range(3)] == [1, 1, 1]
+    words = [*tiny, f"checkpoint.every={every}"]
+    assert [main(["train", *words]) for _ in range(3)] == [1, 1, 1]
     assert [event["died_in"] for event in events(folder, "resume")] == [7, 7]
     assert [event["step"] for event in events(folder, "batch_killed_twice")] == [7]
 

@@ -39,10 +39,7 @@ def checkpoint_folder(recipe: Recipe) -> Place:
     """
     if recipe.checkpoint.dir is None:
         return place(run_folder(recipe) / "checkpoints")
-    try:
-        return place(recipe.checkpoint.dir) / str(recipe.run.name)
-    except (ValueError, ImportError) as error:
-        raise BadRequest(f"checkpoint.dir={recipe.checkpoint.dir} can't be used: {error}") from error
+    return place(recipe.checkpoint.dir, "checkpoint.dir") / str(recipe.run.name)
 
 
 def config_text(recipe: Recipe, device: str) -> str:

@@ -54,7 +54,7 @@ def find_start(recipe: Recipe, ranks: Ranks) -> Start:
     if not afresh:
         path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
-        path = require_whole(place(recipe.resume), ranks)
+        path = require_whole(place(recipe.resume, "resume"), ranks)
     if not ranks.first:
         return Start(path, *ranks.share(None))
     deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)

@@ -26,7 +26,7 @@ from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.resilience.pace import Pace
 from trainwright.trainers.resilience.watchdog import Passing, Watchdog
 from trainwright.trainers.resilience.whereabouts import Whereabouts
-from trainwright.trainers.resilience.wishes import Wishes, ending_on_notice, stopping_on_notice
+from trainwright.trainers.resilience.wishes import Wishes, stopping_on_notice
 from trainwright.trainers.run_folder import checkpoint_folder, config_text, run_folder
 from trainwright.trainers.start import Start, find_start, open_folder, say_finished, say_start
 from trainwright.trainers.steppers.base import Stepper
@@ -50,7 +50,6 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     platform.prepare()
     folder = run_folder(recipe)
     with (
-        ending_on_notice(),
         open_ranks(recipe.parallel, platform) as ranks,
         Watchdog(recipe.resilience, folder, ranks, platform) as where,
     ):
@@ -66,7 +65,10 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         if ranks.first:
             open_folder(recipe, folder, config)
         wishes = Wishes()
-        saver = Saver(checkpoint_folder(recipe), config, ranks.aside(), recipe.checkpoint)
+        damaged = [path.name for path, _ in start.passed_over]
+        saver = Saver(
+            checkpoint_folder(recipe), config, ranks.aside(), platform, recipe.checkpoint, damaged=damaged
+        )
         checkpoints = Checkpoints(stepper.state_dict, saver, wishes, ranks)
         said = build_observers(recipe, folder) if ranks.first else []
         # A save may take longer than a step's bound.
@@ -160,8 +162,11 @@ def _train(
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            run.emit("stop", step=progress.step, reason=reason)
-            watching.on_stop(progress, reason)
+            where.at("save", progress.step)  # trackers may take longer to finish than a step's bound
+            try:
+                run.emit("stop", step=progress.step, reason=reason)
+            finally:
+                watching.on_stop(progress, reason)
 
 
 def unigram_entropy(batches: list[Batch], words: int, ranks: Ranks) -> float:

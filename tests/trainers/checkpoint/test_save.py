@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,16 +9,18 @@ import torch
 
 from tests.trainers.checkpoint.saving import save_now
 from trainwright.configs.schema import CheckpointConfig
+from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.checkpoint import save as saving
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state
 from trainwright.trainers.checkpoint.manifest import fault
 from trainwright.trainers.checkpoint.place import Place, place
-from trainwright.trainers.checkpoint.save import Saver, outdated, step_name, step_names
+from trainwright.trainers.checkpoint.save import Saver, step_name, step_names
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.progress import Progress
 
 
-def save(folder: Path | str, step: int, **policy: int) -> Place:
+def save(folder: Path | str, step: int, **policy: Any) -> Place:
     state = {"model": {"w": torch.full((3,), float(step))}}
     return save_now(folder, state, Progress(step, 7 * step, np.array([[step]])), **policy)
 
@@ -54,10 +57,81 @@ def test_every_mth_stays_too(tmp_path: Path):
 def test_a_damaged_later_one_goes_before_a_good_one(tmp_path: Path):
     for step in (100, 200):
         save(tmp_path, step)
-    (tmp_path / "step_00000200" / "manifest.json").unlink()
-    save(tmp_path, 150, keep=1)
+    save(tmp_path, 150, keep=1, damaged=("step_00000200",))
     assert steps(tmp_path) == [150]
-    assert outdated(["step_00000100", "step_00000150"], "step_00000150", CheckpointConfig(keep=2)) == []
+
+
+def test_what_is_torn_or_damaged_takes_no_place_of_a_good_one(tmp_path: Path):
+    for step in (100, 120, 140):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "step_00000140" / "manifest.json").unlink()
+    save(tmp_path, 160, keep=2, damaged=("step_00000120",))
+    assert steps(tmp_path) == [100, 160]
+
+
+def test_what_killed_saves_have_left_is_tidied_up(tmp_path: Path):
+    path = save(tmp_path, 3)
+    for name in ("step_00000004.partial", "step_00000003.replaced"):
+        (tmp_path / name).mkdir()
+    assert newest_whole(place(tmp_path), Ranks(), lambda *_: None) == path
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 3)
+
+    def refuse(*args: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Place, "sha256", refuse)
+    with pytest.raises(RunFailed, match=r"step_00000003 can't be read .*Input/output error"):
+        newest_whole(place(tmp_path), Ranks(), lambda *_: None)
+
+
+def test_a_store_that_does_not_answer_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch):
+    class Gone(Exception):
+        """Like botocore's, no OSError."""
+
+    def gone(*args: object, **kwargs: object) -> None:
+        raise Gone("no route")
+
+    url = "memory://bucket/gone"
+    path = save(url, 3)
+    for name in ("info", "_open", "ls"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(path.fs), name, gone)
+            with pytest.raises((RunFailed, OSError), match="Gone: no route"):
+                newest_whole(place(url), Ranks(), lambda *_: None)
+            if name == "_open":
+                with pytest.raises(OSError, match="Gone: no route"):
+                    save(url, 4)
+    assert newest_whole(place(url), Ranks(), lambda *_: None) == path
+    place(url).remove()
+
+
+def test_a_save_that_fails_when_it_was_complete_keeps_it(monkeypatch: pytest.MonkeyPatch):
+    """On an object store nothing is renamed, so the folder is the checkpoint's own."""
+    url = "memory://bucket/late"
+    save(url, 3, keep=1)
+    write = saving.write_manifest
+
+    def late(*args: Any) -> None:
+        write(*args)
+        raise OSError("the peers are gone")
+
+    monkeypatch.setattr(saving, "write_manifest", late)
+    with pytest.raises(OSError, match="peers are gone"):
+        save(url, 4, keep=1)
+    found = newest_whole(place(url), Ranks(), lambda *_: None)
+    assert found is not None
+    assert weights(found) == [4.0, 4.0, 4.0]
+    assert step_names(place(url)) == [step_name(3), step_name(4)]
+    place(url).remove()
+
+
+def test_an_unknown_protocol_is_a_bad_request():
+    with pytest.raises(BadRequest, match=r"checkpoint\.dir=foo://x can't be used"):
+        place("foo://x", "checkpoint.dir")
 
 
 def test_the_same_step_may_be_saved_again(tmp_path: Path):
@@ -79,9 +153,10 @@ def test_training_goes_on_while_the_copy_is_written(tmp_path: Path, monkeypatch:
     let_go = threading.Event()
     write = saving.write_manifest
     monkeypatch.setattr(saving, "write_manifest", lambda *args: let_go.wait(60) and write(*args))
-    saver = Saver(place(tmp_path), "seed: 0\n", Ranks(), CheckpointConfig())
+    saver = Saver(place(tmp_path), "seed: 0\n", Ranks(), Cpu(), CheckpointConfig())
     weight = torch.full((3,), 1.0)
-    saver.begin({"model": {"w": weight}}, Progress(1, 7, np.array([[1]])))
+    saver.copy({"model": {"w": weight}})
+    saver.begin(Progress(1, 7, np.array([[1]])))
     weight.fill_(2.0)
     assert saver.busy
     assert saver.ended() is None

@@ -1,6 +1,7 @@
 """Finding and reading a checkpoint."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +14,30 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from trainwright.errors import BadRequest, RunFailed
 from trainwright.trainers.checkpoint.manifest import fault
 from trainwright.trainers.checkpoint.place import Place
-from trainwright.trainers.checkpoint.save import PROGRESS, REPLACED, STATE, first_cause, step_names
+from trainwright.trainers.checkpoint.save import (
+    PARTIAL,
+    PROGRESS,
+    REPLACED,
+    STATE,
+    drop,
+    first_cause,
+    step_names,
+)
 from trainwright.trainers.checkpoint.shards import Reader
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
+
+# What DCP says of a whole checkpoint that has other tensors than were asked for.
+UNFIT = re.compile(r"Missing key|[Ss]ize mismatch")
 
 
 def newest_whole(folder: Place, ranks: Ranks, passed_over: Callable[[Place, str], None]) -> Place | None:
     """The newest checkpoint below `folder` that is whole; `passed_over` hears of each newer one that isn't.
 
     All ranks call it: they share the reading.
+
+    Raises:
+        RunFailed: one can't be read, which doesn't show that it is damaged.
     """
     names: list[str] = ranks.share(_found(folder) if ranks.first else None)
     for name in reversed(names):
@@ -34,12 +49,14 @@ def newest_whole(folder: Place, ranks: Ranks, passed_over: Callable[[Place, str]
 
 
 def _found(folder: Place) -> list[str]:
-    """The names of the checkpoints, after putting back one that was moved aside when a save was killed."""
+    """The names of the checkpoints, after tidying up what saves that were killed have left."""
     names = folder.names()
     for name in names:
         there = name.removesuffix(REPLACED)
         if name.endswith(REPLACED) and there not in names:
             (folder / name).rename(folder / there)
+        elif name.endswith((PARTIAL, REPLACED)):
+            drop(folder / name)
     return step_names(folder)
 
 
@@ -83,9 +100,12 @@ def read_state(path: Place, state: dict[str, Any], *, alone: bool) -> None:
             load(state, storage_reader=Reader(path / STATE), no_dist=alone)
         except CheckpointException as error:
             cause = first_cause(error)
-            if isinstance(cause, OSError):
-                raise RunFailed(f"the checkpoint {path} can't be read ({cause}): start again") from error
+            said = f"{type(cause).__name__}: {cause}"
+            if not isinstance(cause, Exception):  # an interrupt
+                raise cause from error
+            if not UNFIT.search(said):
+                raise RunFailed(f"the checkpoint {path} can't be read ({said}): start again") from error
             raise BadRequest(
-                f"the checkpoint {path} doesn't fit the model ({type(cause).__name__}: {cause}): name another, "
-                "or start afresh with resume=none"
+                f"the checkpoint {path} doesn't fit the model ({said}): name another, or start afresh with "
+                "resume=none"
             ) from error

@@ -1,9 +1,10 @@
 """The manifest: what a whole checkpoint holds, with the size and checksum of every file."""
 
 import json
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+from trainwright.errors import RunFailed
 from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.parallel.ranks import Ranks
 
@@ -27,13 +28,30 @@ def fault(folder: Place, ranks: Ranks) -> str | None:
     """What is wrong with the checkpoint in `folder`, in a few words; None when it is whole.
 
     All ranks call it; each reads its share of the files.
+
+    Raises:
+        RunFailed: a file can't be read, on any rank: that doesn't show that it is damaged.
     """
-    files = ranks.share(_entries(folder) if ranks.first else None)
+    files = _shared(lambda: _entries(folder) if ranks.first else None, folder, ranks)[0]
     if isinstance(files, str):
         return files
     mine = list(files.items())[ranks.rank :: ranks.size]
-    found = [wrong for name, entry in mine if (wrong := _file_fault(folder / name, name, entry))]
-    return next((wrong for share in ranks.gather(found) for wrong in share), None)
+    faults = _shared(lambda: [_file_fault(folder / name, name, entry) for name, entry in mine], folder, ranks)
+    return next((wrong for share in faults for wrong in share if wrong), None)
+
+
+def _shared(read: Callable[[], Any], folder: Place, ranks: Ranks) -> list[Any]:
+    """What every rank has read, by rank."""
+    try:
+        own, trouble = read(), None
+    except OSError as error:
+        own, trouble = None, str(error)
+    shares = ranks.gather((own, trouble))
+    if said := next((trouble for _, trouble in shares if trouble), None):
+        raise RunFailed(
+            f"the checkpoint {folder} can't be read ({said}): start again, or delete it if that stays"
+        )
+    return [own for own, _ in shares]
 
 
 def _entries(folder: Place) -> dict[str, Entry] | str:
@@ -43,15 +61,12 @@ def _entries(folder: Place) -> dict[str, Entry] | str:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return {name: Entry(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "its manifest can't be read"
 
 
 def _file_fault(path: Place, name: str, entry: Entry) -> str | None:
     if not path.is_file():
         return f"{name} is missing"
-    try:
-        whole = path.size() == entry.bytes and path.sha256() == entry.sha256
-    except OSError as error:
-        return f"{name} can't be read ({error})"
+    whole = path.size() == entry.bytes and path.sha256() == entry.sha256
     return None if whole else f"{name} is damaged"

@@ -12,12 +12,28 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from trainwright.errors import BadRequest, TrainwrightError
+
 CHUNK = 1 << 22  # bytes of a file that are read at once for its checksum
+
+
+@contextmanager
+def trouble_is_os_error() -> Iterator[None]:
+    """What a client library raises for its store (botocore's errors are none) is an OSError to all others."""
+    try:
+        yield
+    except (OSError, TrainwrightError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or a file: `path` on `fs`, with as much of the protocol as `fs` wants."""
+    """A folder or a file: `path` on `fs`, with as much of the protocol as `fs` wants.
+
+    Every method raises OSError where the file system can't be reached or refuses.
+    """
 
     fs: AbstractFileSystem
     path: str
@@ -40,48 +56,59 @@ class Place:
 
     def is_file(self) -> bool:
         """Whether there is a file, as the file system says it now."""
-        self.fs.invalidate_cache()
-        return bool(self.fs.isfile(self.path))
+        return self._kind() == "file"
 
     def is_folder(self) -> bool:
         """Whether there is a folder, as the file system says it now."""
-        self.fs.invalidate_cache()
-        return bool(self.fs.isdir(self.path))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        with trouble_is_os_error():
+            self.fs.invalidate_cache()
+            try:  # not `isfile`, which takes a store that doesn't answer for an empty one
+                return str(self.fs.info(self.path)["type"])
+            except FileNotFoundError:
+                return None
 
     def names(self) -> list[str]:
         """The folder's entries, sorted; none where there is no folder."""
-        self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self.path, detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(Place(self.fs, entry).name for entry in found)
+        with trouble_is_os_error():
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.ls(self.path, detail=False)
+            except FileNotFoundError:
+                return []
+            return sorted(Place(self.fs, entry).name for entry in found)
 
     def size(self) -> int:
         """The file's bytes."""
-        return int(self.fs.size(self.path))
+        with trouble_is_os_error():
+            return int(self.fs.size(self.path))
 
     def read_text(self) -> str:
         """The file as text."""
-        data: bytes = self.fs.cat_file(self.path)
+        with trouble_is_os_error():
+            data: bytes = self.fs.cat_file(self.path)
         return data.decode()
 
     def sha256(self) -> str:
         """The file's checksum, in hexadecimal."""
         digest = hashlib.sha256()
-        with self.fs.open(self.path, "rb") as file:
+        with trouble_is_os_error(), self.fs.open(self.path, "rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
 
     def make(self) -> None:
         """Make the folder and those above it."""
-        self.fs.makedirs(self.path, exist_ok=True)
+        with trouble_is_os_error():
+            self.fs.makedirs(self.path, exist_ok=True)
 
     def remove(self) -> None:
-        """Delete the folder and all that is in it, if it is there."""
-        if self.is_folder():
-            self.fs.rm(self.path, recursive=True)
+        """Delete the file, or the folder and all that is in it, if it is there."""
+        if self._kind() is not None:
+            with trouble_is_os_error():
+                self.fs.rm(self.path, recursive=True)
 
     def rename(self, to: "Place") -> None:
         """Give a local folder another name, which reaches the disk before this returns."""
@@ -91,7 +118,7 @@ class Place:
     @contextmanager
     def open(self, mode: str) -> Iterator[IO[bytes]]:
         """The file's bytes, to read or to write; what was written to a local disk has reached it at the end."""
-        with self.fs.open(self.path, mode) as file:
+        with trouble_is_os_error(), self.fs.open(self.path, mode) as file:
             yield file
             if self.local and mode != "rb":
                 file.flush()
@@ -103,13 +130,16 @@ class Place:
             file.write(text.encode())
 
 
-def place(where: str | Path) -> Place:
+def place(where: str | Path, key: str = "") -> Place:
     """The place that a path or a URL names; `~` is the home folder.
 
     Raises:
-        ValueError, ImportError: fsspec doesn't know the protocol, or lacks a package for it.
+        BadRequest: fsspec doesn't know the protocol, or lacks a package for it; `key` of the recipe says it.
     """
-    fs, path = url_to_fs(os.path.expanduser(where))
+    try:
+        fs, path = url_to_fs(os.path.expanduser(where))
+    except (ValueError, ImportError) as error:
+        raise BadRequest(f"{key}={where} can't be used: {error}") from error
     return Place(fs, path)
 
 

@@ -3,7 +3,8 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from trainwright.trainers.checkpoint.shards import Writer
 from trainwright.trainers.checkpoint.staging import Staging
 from trainwright.trainers.data.dealing import whole_cursor
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.progress import Progress
 
 PREFIX, PARTIAL, REPLACED = "step_", ".partial", ".replaced"
@@ -38,15 +40,26 @@ class Saver:
     """Saves one state at a time, in a thread; every rank of a run has one and they save together.
 
     folder: where all ranks find it. config: the text of config.yaml. ranks: a process group of their own, which
-    the thread uses while the training uses another.
+    the thread uses while the training uses another. damaged: names of checkpoints that don't count, to be
+    deleted after the next save.
     """
 
-    def __init__(self, folder: Place, config: str, ranks: Ranks, policy: CheckpointConfig) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        config: str,
+        ranks: Ranks,
+        platform: Platform,
+        policy: CheckpointConfig,
+        damaged: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         self.config = config
         self.ranks = ranks
         self.policy = policy
-        self._staging = Staging()
+        self.damaged = damaged
+        self._staging = Staging(platform)
+        self._copied: dict[str, Any] = {}
         self._thread: Thread | None = None
         self._ended: Saved | BaseException | None = None
 
@@ -55,21 +68,22 @@ class Saver:
         """Whether a save is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def prepare(self, state: Mapping[str, Any]) -> None:
-        """Make the memory that copies go to: the first save then holds the training no longer than others."""
-        self._staging.copy(state)
+    def copy(self, state: Mapping[str, Any]) -> None:
+        """Take a copy of `state`, tensors by nested names; not while it is `busy`.
 
-    def begin(self, state: Mapping[str, Any], progress: Progress) -> None:
-        """Copy `state` and write the copy, as ``folder/step_00000100``, while the caller goes on.
-
-        All ranks call it, and none of them while it is `busy`. state: tensors by nested names. Of `progress`
-        each rank has its own rows of the cursor, which the loop replaces and never changes.
+        The first makes the memory for all: taken before training, it lets the first save stall no longer.
         """
-        copied = self._staging.copy(state)
+        self._copied = self._staging.copy(state)
+
+    def begin(self, progress: Progress) -> None:
+        """Write the last copy as ``folder/step_00000100`` while the caller goes on.
+
+        All ranks call it, and none of them while it is `busy`. Of `progress` each rank has its own rows of the
+        cursor, which the loop replaces and never changes.
+        """
         self._ended = None
-        self._thread = Thread(
-            target=self._run, args=(copied, replace(progress)), name="checkpoint", daemon=True
-        )
+        work = self._copied, replace(progress)
+        self._thread = Thread(target=self._run, args=work, name="checkpoint", daemon=True)
         self._thread.start()
 
     def ended(self, *, wait: bool = False) -> Saved | None:
@@ -117,25 +131,24 @@ class Saver:
             _on_first(self.ranks, lambda: _make_room(partial))
             files = _write_shards(partial / STATE, state, self.ranks)
             whole = replace(progress, cursor=cursor)
-            _on_first(self.ranks, lambda: self._complete(partial, path, whole, files))
+            _on_first(self.ranks, lambda: _complete(partial, path, whole, self.config, files))
         except BaseException:
             if self.ranks.first:
-                _drop(partial)
+                _drop_unless_complete(partial)
             raise
+        if self.ranks.first:
+            self._forget(path.name)
         return sum(entry.bytes for entry in files.values())
 
-    def _complete(self, partial: Place, path: Place, progress: Progress, files: dict[str, Entry]) -> None:
-        """Write what is beside the shards, the manifest last, and put the folder in its place."""
-        for name, text in ((PROGRESS, json.dumps(_progress_json(progress)) + "\n"), (CONFIG, self.config)):
-            with (partial / name).open("wb") as file:
-                hashed = Hashed(file)
-                hashed.write(text.encode())
-            files[name] = Entry(hashed.bytes, hashed.digest.hexdigest())
-        write_manifest(partial, files)
-        if path.local:
-            _put_in_place(partial, path)
-        for name in outdated(step_names(self.folder), path.name, self.policy):
-            _drop(self.folder / name)
+    def _forget(self, newest: str) -> None:
+        """Delete what is no longer needed; what can't be deleted does no harm."""
+        with said_as_warning(f"old checkpoints in {self.folder} couldn't be deleted"):
+            whole = [n for n in step_names(self.folder) if (self.folder / n / MANIFEST).is_file()]
+            kept = to_keep([name for name in whole if name not in self.damaged or name == newest], self.policy)
+            for name in step_names(self.folder):
+                if name not in kept:
+                    drop(self.folder / name)
+        self.damaged = ()
 
 
 def step_name(step: int) -> str:
@@ -148,25 +161,20 @@ def step_names(folder: Place) -> list[str]:
     return [name for name in folder.names() if name.startswith(PREFIX) and "." not in name]
 
 
-def outdated(names: list[str], newest: str, policy: CheckpointConfig) -> list[str]:
-    """Which of `names` to delete now that `newest` is whole.
-
-    What is later than it was damaged and passed over when the run resumed.
-    """
-    here = names.index(newest)
+def to_keep(names: list[str], policy: CheckpointConfig) -> list[str]:
+    """Which of the whole checkpoints `names`, oldest first, to keep."""
     every = policy.keep_every
-    old = names[: max(0, here + 1 - policy.keep)]
-    kept = [name for name in old if every is not None and int(name.removeprefix(PREFIX)) % every == 0]
-    return [*(name for name in old if name not in kept), *names[here + 1 :]]
+    marked = [name for name in names if every is not None and int(name.removeprefix(PREFIX)) % every == 0]
+    return [*marked, *names[-policy.keep :]]
 
 
 def _on_first(ranks: Ranks, work: Callable[[], None]) -> None:
     """Do `work` on rank 0 while the others wait; what breaks it is raised on all."""
-    wrong = None
+    wrong: Exception | None = None
     if ranks.first:
         try:
             work()
-        except OSError as error:
+        except Exception as error:
             wrong = error
     wrong = ranks.share(wrong)
     if wrong is not None:
@@ -174,10 +182,21 @@ def _on_first(ranks: Ranks, work: Callable[[], None]) -> None:
 
 
 def _make_room(folder: Place) -> None:
-    if (folder / MANIFEST).is_file():  # first, so that what is left of it never counts
-        folder.fs.rm_file((folder / MANIFEST).path)
+    (folder / MANIFEST).remove()  # first, so that what is left of it never counts
     folder.remove()
     (folder / STATE).make()
+
+
+def _complete(partial: Place, path: Place, progress: Progress, config: str, files: dict[str, Entry]) -> None:
+    """Write what is beside the shards, the manifest last, and put the folder in its place."""
+    for name, text in ((PROGRESS, json.dumps(_progress_json(progress)) + "\n"), (CONFIG, config)):
+        with (partial / name).open("wb") as file:
+            hashed = Hashed(file)
+            hashed.write(text.encode())
+        files[name] = Entry(hashed.bytes, hashed.digest.hexdigest())
+    write_manifest(partial, files)
+    if path.local:
+        _put_in_place(partial, path)
 
 
 def _put_in_place(partial: Place, path: Place) -> None:
@@ -189,15 +208,29 @@ def _put_in_place(partial: Place, path: Place) -> None:
         replaced.remove()
         path.rename(replaced)
     partial.rename(path)
-    _drop(replaced)
+    drop(replaced)
 
 
-def _drop(folder: Place) -> None:
+def _drop_unless_complete(folder: Place) -> None:
+    """Delete what a failed save has left. On an object store it may have failed after it was complete."""
+    with said_as_warning(f"what a failed save left in {folder} couldn't be deleted"):
+        if folder.local or not (folder / MANIFEST).is_file():
+            folder.remove()
+
+
+def drop(folder: Place) -> None:
     """Delete `folder`; what can't be deleted does no harm."""
-    try:
+    with said_as_warning(f"{folder} couldn't be deleted"):
         folder.remove()
+
+
+@contextmanager
+def said_as_warning(what: str) -> Iterator[None]:
+    """Go on where the file system refuses."""
+    try:
+        yield
     except OSError as error:
-        warnings.warn(f"{folder} couldn't be deleted ({error})", stacklevel=2)
+        warnings.warn(f"{what}: {error}", stacklevel=3)
 
 
 def _write_shards(folder: Place, state: dict[str, Any], ranks: Ranks) -> dict[str, Entry]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
 
 from trainwright.trainers.checkpoint.manifest import Entry
-from trainwright.trainers.checkpoint.place import Hashed, Place
+from trainwright.trainers.checkpoint.place import Hashed, Place, trouble_is_os_error
 
 Name = str | os.PathLike[str]
 
@@ -38,7 +38,8 @@ class Files(FileSystemBase):
         return (self._at(path) / suffix).path
 
     def rename(self, path: Name, new_path: Name) -> None:
-        self._at(path).fs.mv(os.fspath(path), os.fspath(new_path))
+        with trouble_is_os_error():
+            self._at(path).fs.mv(os.fspath(path), os.fspath(new_path))
         self.written[self._at(new_path).name] = self.written.pop(self._at(path).name)
 
     def init_path(self, path: Name) -> str:
@@ -55,7 +56,7 @@ class Files(FileSystemBase):
         return self._at(path).is_file()
 
     def rm_file(self, path: Name) -> None:
-        self.folder.fs.rm_file(os.fspath(path))
+        self._at(path).remove()
 
 
 class Writer(FileSystemWriter):

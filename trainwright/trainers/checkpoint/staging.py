@@ -8,20 +8,21 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainwright.trainers.parallel.shards import local
+from trainwright.trainers.platform.base import Platform
 
 
 class Staging:
     """Takes copies of states that have the same tensors each time; the memory is made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
         self._kept: dict[tuple[str, ...], Tensor] = {}
 
     @torch.no_grad()
     def copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """`state`, nested by names, with this rank's parts as they are now; the next copy overwrites them."""
         copied = self._copy(state, ())
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        self.platform.synchronize()
         return copied
 
     def _copy(self, node: Mapping[str, Any], prefix: tuple[str, ...]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ class Staging:
     def _keep(self, name: tuple[str, ...], tensor: Tensor) -> Tensor:
         part = local(tensor)
         if name not in self._kept:
-            self._kept[name] = torch.empty_like(part, device="cpu", pin_memory=part.device.type == "cuda")
+            self._kept[name] = torch.empty_like(part, device="cpu", pin_memory=self.platform.pins_memory)
         kept = self._kept[name].copy_(part, non_blocking=True)
         if isinstance(tensor, DTensor):
             # Not `from_local`, which would take the copy back to the mesh's device.

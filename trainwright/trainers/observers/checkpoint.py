@@ -28,17 +28,21 @@ class Checkpoints(Observer):
         self.ranks = ranks
         self._stall = 0.0
         self._interval = math.inf  # seconds
+        self._measures_at: int | None = None  # auto: the step whose save shows what saves cost
         self._saved_step = -1
 
     def on_start(self, run: Run, progress: Progress) -> None:
         self.run = run
-        self._saved_step = self._started_step = progress.step
+        self._saved_step = progress.step
         self._path = self.saver.folder / step_name(progress.step)
         self._begun = time.monotonic()
-        if (minutes := run.recipe.checkpoint.minutes) is not None:
-            self._interval = 60 * minutes
-        if run.recipe.checkpoint.every is not None or minutes is not None:
-            self.saver.prepare(self.state_dict())
+        policy = run.recipe.checkpoint
+        if policy.minutes is not None:
+            self._interval = 60 * policy.minutes
+        if policy.every == "auto":
+            self._measures_at = progress.step + MEASURED_AT
+        if policy.every is not None or policy.minutes is not None:
+            self.saver.copy(self.state_dict())
         self._ask(progress)
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
@@ -74,8 +78,7 @@ class Checkpoints(Observer):
 
         Clocks differ: rank 0's is the one that counts.
         """
-        measures = self.run.recipe.checkpoint.every == "auto" and self._interval == math.inf
-        due = measures and progress.step + 1 == self._started_step + MEASURED_AT
+        due = progress.step + 1 == self._measures_at
         late = time.monotonic() - self._begun >= self._interval
         self.wishes.save = self.wishes.save or (self.ranks.first and (due or late))
         self.wishes.busy = self.saver.busy
@@ -84,9 +87,11 @@ class Checkpoints(Observer):
         """Save this very step: where one is due before the last has been written, training waits for that."""
         self._begun = time.monotonic()
         self._hear(wait=True)
-        self.saver.begin(self.state_dict(), progress)
+        self.saver.copy(self.state_dict())
         self._stall = time.monotonic() - self._begun
+        # Before anything is written: a checkpoint must not reach the disk before the lines of its steps.
         self.run.emit("checkpoint_begun", step=progress.step, stall_s=self._stall)
+        self.saver.begin(progress)
 
     def _hear(self, *, wait: bool = False) -> Saved | None:
         """Tell of the save that has ended since the last time."""
@@ -95,11 +100,13 @@ class Checkpoints(Observer):
             return None
         if ended.wrong:
             self.run.emit("checkpoint_failed", step=ended.step, reason=str(ended.wrong))
+            if self._measures_at is not None:
+                self._measures_at = max(self._measures_at, ended.step) + MEASURED_AT
             return ended
         self._saved_step, self._path = ended.step, ended.path
-        said = {"path": str(ended.path), "write_s": ended.write_s, "bytes": ended.bytes}
+        said = {"path": str(ended.path), "write_s": ended.write_s, "bytes": ended.bytes, "waited": wait}
         self.run.emit("checkpoint", step=ended.step, **said)
-        if self.run.recipe.checkpoint.every == "auto" and self._interval == math.inf:
+        if self._measures_at is not None:
             self._choose_interval(ended.write_s)
         return ended
 
@@ -107,5 +114,7 @@ class Checkpoints(Observer):
         cluster = self.run.recipe.cluster
         failures_per_hour = cluster.failures_per_node_hour * (cluster.nodes or self.ranks.nodes)
         if failures_per_hour > 0:
-            self._interval = best_interval(self._stall, write_s, 3600 / failures_per_hour)
-            self.run.emit("checkpoint_interval", seconds=self._interval, stall_s=self._stall, write_s=write_s)
+            best = best_interval(self._stall, write_s, 3600 / failures_per_hour)
+            self._interval = min(self._interval, best)
+            self.run.emit("checkpoint_interval", seconds=best, stall_s=self._stall, write_s=write_s)
+        self._measures_at = None

@@ -45,7 +45,7 @@ class MetricsFile(Observer):
 
     def on_event(self, event: str, fields: dict[str, object]) -> None:
         # A machine that dies resumes from a checkpoint, and the lines up to it must have outlived the machine.
-        if event == "checkpoint" and self.file is not None:
+        if event == "checkpoint_begun" and self.file is not None:
             os.fsync(self.file.fileno())
 
     def on_stop(self, progress: Progress, reason: str) -> None:

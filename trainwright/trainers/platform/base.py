@@ -30,6 +30,7 @@ class Platform(ABC):
     attention: str  # which of models.attention.KERNELS it trains with
     device: torch.device
     sends_directly = False  # ranks that send each other parts are faster than its gathers and reduce-scatters
+    pins_memory = False  # copies to the host are faster into memory that is pinned
     shares_memory = False  # the ranks of a node have one memory between them
 
     # The health check's: large enough to keep the whole device and its links busy, small enough to be quick.

@@ -19,6 +19,7 @@ class Cuda(Platform):
     name = "cuda"
     backend = "cpu:gloo,cuda:nccl"
     attention = "flex"
+    pins_memory = True
 
     def __init__(self) -> None:
         alone = torch.cuda.device_count() == 1  # some launchers show each rank its own GPU only

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from trainwright.errors import Preempted
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # by which spot machines, Slurm and Kubernetes give notice
 
 
@@ -36,32 +34,17 @@ class Wishes:
 
 
 @contextmanager
-def ending_on_notice() -> Iterator[None]:
-    """Within the body, where there is nothing to save yet, SIGTERM and SIGUSR1 end the run at once."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        raise Preempted(f"{name} came before the first step: run the same command to start again")
-
-    with _handling(end):
-        yield
-
-
-@contextmanager
 def stopping_on_notice(wishes: Wishes) -> Iterator[None]:
-    """Within the body SIGTERM and SIGUSR1 ask all ranks to save and stop after the step."""
+    """Within the body SIGTERM and SIGUSR1 ask all ranks to save and stop after the step.
+
+    Before it, with nothing to save, they end the process at once (`verdict.begin`).
+    """
 
     def ask(number: int, _frame: FrameType | None) -> None:
         wishes.stop = signal.Signals(number).name
 
-    with _handling(ask):
-        yield
-
-
-@contextmanager
-def _handling(handler: "signal._HANDLER") -> Iterator[None]:
     try:
-        before = {number: signal.signal(number, handler) for number in SIGNALS}
+        before = {number: signal.signal(number, ask) for number in SIGNALS}
     except ValueError:  # Python gives signals to its main thread only, and this is another
         before = {}
     try:
