@@ -5,7 +5,6 @@ Every call may hang where the store's process is stopped, for torch's client has
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Event
 from typing import NamedTuple
 
@@ -36,14 +35,19 @@ class Beats:
         self._client: TCPStore | None = None
 
     def beat(self, beat: Callable[[int], Beat], closed: Event) -> None:
-        """Write `beat(1)`, `beat(2)`, ... until `closed` or the store is gone, which is for others to say."""
-        number = 0
-        with suppress(RuntimeError):
-            store = self._connect()
-            while not closed.is_set():
-                number += 1
+        """Write `beat(1)`, `beat(2)`, ... until `closed`; that the store can't be reached is for others to say.
+
+        It connects again by itself: a rank that is silent for good would be blamed for the next hang.
+        """
+        number, store = 0, None
+        while not closed.is_set():
+            number += 1
+            try:
+                store = store or self._connect()
                 store.set(f"{self.keys}/{self.rank}", json.dumps(beat(number)))
-                closed.wait(self.interval)
+            except RuntimeError:
+                store = None
+            closed.wait(self.interval)
 
     def claim(self) -> bool:
         """Whether it is this rank that judges."""
