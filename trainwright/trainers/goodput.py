@@ -9,6 +9,7 @@ mark and the last, whatever was killed in between:
     step        trained on a batch in `step_s` seconds, `data_s` of them waiting for it. `validated`: then that
     stall       held by a save for `stall_s` seconds
     saved       waited until a checkpoint was written
+    written     found that one had been written beside the training, which is no cause of its own
     validation  measured the validation loss after the last step
     sample      wrote the sample
     stop        ended, for a `reason`

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -80,7 +79,7 @@ def test_a_run_that_is_killed_and_goes_on(tmp_path, clock, start):
     step(second, clock, 4, data_time_s=0.25)
     step(second, clock, 5)
     clock.now += 2
-    second.emit("checkpoint", step=5, path="somewhere", write_s=2, bytes=9)
+    second.emit("checkpoint", step=5, path="somewhere", write_s=2, bytes=9, waited=True)
     stop(second)
     assert seconds(tmp_path) == {
         "productive": 4.75,
@@ -146,19 +145,15 @@ def test_a_save_that_ends_beside_the_training_takes_no_time_from_it(tmp_path, cl
     watching = start()
     step(watching, clock, 1)
     clock.now += 0.5
-    thread = threading.Thread(target=lambda: watching.emit("checkpoint", step=1, path="", write_s=3, bytes=1))
-    thread.start()
-    thread.join()
-    assert not (tmp_path / "goodput.json").exists()
-    clock.now += 0.5
-    step(watching, clock, 2, seconds=0.0, step_time_s=1.0)
-    assert seconds(tmp_path) == {"productive": 2}
+    watching.emit("checkpoint", step=1, path="", write_s=3, bytes=1, waited=False)
+    assert seconds(tmp_path) == {"productive": 1, "other": 0.5}
+    assert read_ledger(tmp_path)[-1]["at"] == "written"
 
 
 def test_the_sums_are_kept_at_each_checkpoint(tmp_path, clock, start):
     watching = start()
     step(watching, clock, 1)
-    watching.emit("checkpoint", step=1, path="", write_s=3, bytes=1)
+    watching.emit("checkpoint", step=1, path="", write_s=3, bytes=1, waited=True)
     assert seconds(tmp_path) == {"productive": 1}
 
 

@@ -151,7 +151,7 @@ def test_a_runs_own_folder_tells_the_parts(tmp_path):
         *({"t": 112.0 + i, "at": "step", "step": i + 1, "step_s": 1.0, "data_s": 0.0} for i in range(2)),
         {"t": 113.0, "at": "stall", "stall_s": 0.0},
         {"t": 114.25, "at": "step", "step": 3, "step_s": 1.25, "data_s": 0.0},
-        {"t": 114.25, "at": "saved"},
+        {"t": 114.25, "at": "written"},
         {"t": 115.0, "at": "step", "step": 4, "step_s": 1.0, "data_s": 0.0},
         {"t": 121.0, "at": "begin"},
         {"t": 135.0, "at": "resume", "step": 2},

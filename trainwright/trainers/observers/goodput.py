@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -26,12 +25,9 @@ class Goodput(Observer):
         self.began = take_process_start()
         self.tally = Tally()
         self.file: BinaryIO | None = None
-        self.stale = False  # goodput.json is to be written at the next step
-        self.thread = threading.get_ident()
 
     def on_start(self, run: Run, progress: Progress) -> None:
         self.run = run
-        self.thread = threading.get_ident()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "ledger.jsonl"
         self.tally = tally(record for _, record in read_lines(path))
@@ -53,19 +49,17 @@ class Goodput(Observer):
             data_s=round(metrics["data_time_s"], 6),
             **validated,
         )
-        if self.stale:
-            self._write()
 
     def on_event(self, event: str, fields: dict[str, object]) -> None:
-        if self.file is None or threading.get_ident() != self.thread:
-            # A save that ends beside the training took no time from it.
-            self.stale = self.stale or event == "checkpoint"
-        elif event in ("start", "resume"):
+        if self.file is None:
+            return
+        if event in ("start", "resume"):
             self._mark(event, step=fields.get("step", 0))
         elif event == "checkpoint_begun":
             self._mark("stall", stall_s=fields["stall_s"])
         elif event == "checkpoint":
-            self._mark("saved")
+            # A save that ended beside the training took no time from it.
+            self._mark("saved" if fields.get("waited") else "written")
             self._write()
         elif event in ("validation", "sample"):
             self._mark(event)
@@ -94,7 +88,6 @@ class Goodput(Observer):
         fresh = self.folder / "goodput.json.new"
         fresh.write_text(json.dumps(summary(self.tally), indent=2) + "\n", encoding="utf-8")
         os.replace(fresh, self.folder / "goodput.json")
-        self.stale = False
 
 
 def _now() -> float:

@@ -211,7 +211,7 @@ def slowed(marks: list[dict[str, Any]]) -> Iterator[float]:
     beside: list[list[float]] = []
     saves = False
     for mark in marks:
-        if mark["at"] in ("stall", "saved", "begin"):
+        if mark["at"] in ("stall", "saved", "written", "begin"):
             saves = mark["at"] == "stall"
             if saves:
                 beside.append([])
