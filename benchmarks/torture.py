@@ -365,7 +365,7 @@ def undisturbed(folder: Path, words: list[str], ranks: int) -> None:
 
 
 def compare(whole: Path, ours: Path) -> None:
-    """Raise Undone unless both runs have the same metrics and the same last checkpoint."""
+    """Raise Undone unless both runs have the same metrics and the same last checkpoint, its progress too."""
     expected, found = (
         [{k: v for k, v in line.items() if k not in TIMED} for line in read(folder / "metrics.jsonl")]
         for folder in (whole, ours)
@@ -376,6 +376,11 @@ def compare(whole: Path, ours: Path) -> None:
     if len(expected) != len(found):
         raise Undone(f"the undisturbed run has {len(expected)} steps and the tortured one {len(found)}")
     last = sorted((whole / "checkpoints").iterdir())[-1].name
+    was, came = (
+        json.loads((folder / "checkpoints" / last / "progress.json").read_text()) for folder in (whole, ours)
+    )
+    if was != came:
+        raise Undone(f"the undisturbed run's last checkpoint is at {was} and the tortured one's at {came}")
     a, b = (tensors(folder / "checkpoints" / last) for folder in (whole, ours))
     if a.keys() != b.keys():
         raise Undone(f"the last checkpoints have other tensors: {a.keys() ^ b.keys()}")
