@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainwright.trainers.observers.json_lines import read_lines, to_line
+from trainwright.trainers.observers.json_lines import last_record, read_lines, to_line
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -32,3 +32,12 @@ def test_reading_passes_over_what_is_not_a_whole_object(tmp_path):
 
 def test_a_missing_file_has_no_lines(tmp_path):
     assert list(read_lines(tmp_path / "none.jsonl")) == []
+
+
+def test_the_last_record_is_that_of_the_last_whole_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    assert last_record(path) is None
+    path.write_bytes(b'{"step": 1, "text": "' + b"x" * 200_000 + b'"}\n\x00\x00\n[1]\n{"step": 3, "lo')
+    assert (last_record(path) or {})["step"] == 1
+    path.write_bytes(b"")
+    assert last_record(path) is None

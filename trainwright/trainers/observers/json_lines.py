@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+TAIL = 1 << 16  # bytes of a file's end that are read first
 
 
 def to_line(record: Mapping[str, object]) -> str:
@@ -34,6 +38,25 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if isinstance(record, dict):
                 yield line.rstrip("\n"), record
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The object of the last whole line, read from the file's end; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = min(size, TAIL)
+        while True:
+            file.seek(size - tail)
+            lines = file.read(tail).decode(errors="replace").split("\n")
+            for line in reversed(lines if tail == size else lines[1:]):  # where it begins may be inside a line
+                with suppress(json.JSONDecodeError):
+                    if isinstance(record := json.loads(line), dict):
+                        return record
+            if tail == size:
+                return None
+            tail = min(size, 16 * tail)
 
 
 def _plain(value: object) -> object:

@@ -1,8 +1,12 @@
 """Which batch killed a run, as its files tell when it is started again, and which are to be left out.
 
-A run that died left no word; its last line of metrics.jsonl is of the step before the one that it died in. Each
-`start` and `resume` in events.jsonl says where the run had died before it (`died_in`). Two deaths in a row in
-the same step, which is the same batch, make that batch the suspect.
+Each `start` and `resume` in events.jsonl says in which step the run had died before it (`died_in`). Two deaths
+in a row in the same step, which is the same batch, make that batch the suspect.
+
+A death counts against a batch only if something shows that the process had come to it. Either a word names
+it: the event `stop` of a failure comes after the step before, the event `hang` names the step itself. Or the
+process left no word but had made a step since it began: it died in the one after the last line of
+metrics.jsonl. Else it may have died of its start, its first step's compiling included: no batch is to blame.
 """
 
 from collections import Counter
@@ -10,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainwright.trainers.observers.json_lines import read_lines
+from trainwright.trainers.observers.json_lines import last_record, read_lines
+from trainwright.trainers.parallel.first_failure import LOST
 
 BEGINNINGS = ("start", "resume")
+AT_THE_BATCH = ("forward_backward", "agree")  # phases in which a hang may be the batch's
 
 
 @dataclass
 class Deaths:
     """What earlier starts of a run came to.
 
-    died_in: the step that the last of them died in; None if it came to an end of its own.
+    died_in: the step that the last of them died in; None if it came to an end of its own, or died in its start.
     twice: whether the one before had died in it too.
     left_out: how many batches are to be left out before a step trains on the next; the loop counts them down.
     """
@@ -43,12 +49,22 @@ def earlier_deaths(folder: Path, leave_out: bool) -> Deaths:
     if not began or any(map(_ended_by_itself, events[began[-1] :])):
         return Deaths(left_out=left_out)
     beginning = events[began[-1]]
-    steps = [_step(line) for _, line in read_lines(folder / "metrics.jsonl")]
-    died_in = max([*steps[-1:], _step(beginning)]) + 1
-    twice = beginning.get("died_in") == died_in
-    if twice and leave_out:
+    words = [step for event in events[began[-1] :] if (step := _named(event)) is not None]
+    last = _step(last_record(folder / "metrics.jsonl") or {})
+    died_in = words[-1] if words else last + 1 if last > _step(beginning) else None
+    twice = died_in is not None and beginning.get("died_in") == died_in
+    if died_in is not None and twice and leave_out:
         left_out[died_in] += 1
     return Deaths(died_in, twice, left_out)
+
+
+def _named(event: dict[str, Any]) -> int | None:
+    """The step whose batch the event blames. That other ranks are gone says nothing of this one's batch."""
+    if event.get("event") == "stop" and not LOST.search(str(event.get("reason"))):
+        return _step(event) + 1
+    if event.get("event") == "hang" and event.get("phase") in AT_THE_BATCH:
+        return _step(event)
+    return None
 
 
 def _step(record: dict[str, Any]) -> int:
