@@ -27,7 +27,7 @@ class Cpu(Platform):
 
     name = "cpu"
     backend = "gloo"
-    attention = "sdpa"
+    attention = "blockwise"
     sends_directly = True  # gloo's reduce-scatter is an all-reduce, and its all-gather goes round in a ring
     shares_memory = True
     product_size = 256
