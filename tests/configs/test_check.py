@@ -42,6 +42,7 @@ def refusal(*overrides: str) -> str:
         (["optim.beta1=2"], "optim.beta1=2.0 must be a number of at least 0.0 and at most 0.9999999"),
         (["plan.hang_share=2"], "plan.hang_share=2.0 must be a number of at least 0.0 and at most 1.0"),
         (["plan.stall_s=-1"], "plan.stall_s=-1.0 must be a number of at least 0.0"),
+        (["resilience.hang_floor_s=0"], "resilience.hang_floor_s=0.0 must be a number of at least 1.0"),
         (["train.steps=0"], "train.steps=0 must be at least 1"),
         (["train.steps=null"], "a run needs an end: give train.steps or train.epochs"),
         (["optim.min_lr=1"], "optim.min_lr=1.0 is above optim.lr=0.003"),
