@@ -207,6 +207,7 @@ class PlanConfig:
     start_s: float | None = None  # from a process's start to its first step, without the load
     rendezvous_s: float | None = None  # that all ranks take to find each other
     detect_s: float | None = None  # from a process's death to the start of new ones on all nodes
+    hang_s: float | None = None  # likewise from the end of a hang's bound
     step_s: float | None = None  # of a step
     hang_share: float = 0.1  # of failures: nothing dies, resilience.hang_* must tell
     replace_share: float = 0.5  # of failures: a node has to be replaced

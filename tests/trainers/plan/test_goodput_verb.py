@@ -7,10 +7,11 @@ import pytest
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
 from trainwright.errors import BadRequest
-from trainwright.trainers.plan.goodput_outlook import plan, spoken
+from trainwright.trainers.plan.goodput_outlook import plan
 from trainwright.trainers.plan.goodput_parts import Cluster, cluster, measured_in_run, parameter_count, parts
 from trainwright.trainers.plan.goodput_parts import Measured as M
 from trainwright.trainers.plan.goodput_verb import lines
+from trainwright.trainers.plan.wording import spoken
 
 MEASURED = {
     "stall_s": 0.05,
@@ -118,6 +119,7 @@ def test_parts_scale_by_their_rules():
             "start": 7,
             "rendezvous": 0.8,
             "detect": 3,
+            "hang": 3,  # none was measured
             "step": 0.5,
         }
     )
@@ -129,6 +131,13 @@ def test_parts_scale_by_their_rules():
     assert (found["stall"], found["save"], found["load"]) == (0.1, 6.0, 6.0)
     with pytest.raises(BadRequest, match="bytes_per_node"):
         parts(wishes, M(seconds), on)
+
+
+def test_a_hang_takes_its_bound_and_what_was_measured_beyond_it(tmp_path):
+    (tmp_path / "recovery.json").write_text(json.dumps(MEASURED | {"hang_s": 6.0}))
+    recipe = load_recipe([f"plan.measured={tmp_path / 'recovery.json'}", "resilience.hang_floor_s=60", *FAST])
+    down = {kind.name: kind.seconds for kind in plan(recipe).outlook.costs.restarts}
+    assert down["a hang"] - down["a crash"] == pytest.approx(60 + 6 - 2)
 
 
 def test_parameters_are_those_of_the_model():

@@ -8,7 +8,8 @@ import numpy as np
 
 from trainwright.trainers.observers.page_style import STYLE
 from trainwright.trainers.observers.plot import Curve, Mark, Plot, draw
-from trainwright.trainers.plan.goodput_outlook import AUTOMATIC, BY_HAND, HOUR, Outlook, Plan, percent, spoken
+from trainwright.trainers.plan.goodput_outlook import AUTOMATIC, BY_HAND, HOUR, Outlook, Plan
+from trainwright.trainers.plan.wording import percent, spoken
 
 CURVES = """
 .third { --c: var(--good); } .fourth { --c: var(--bad); } .curve.third, .curve.fourth { stroke-dasharray: 5 4; }

@@ -7,13 +7,14 @@ Rules (docs/recovery.md tells why):
     save, load           likewise, and no faster than plan.storage_gb_s lets all nodes be together
     rendezvous           as the ranks: each asks the one store where all meet a fixed number of times
     start, detect, step  as measured: every node does its own at the same time
-    hang                 what resilience.hang_floor_s and hang_factor times a step make of it
+    hang                 as measured, after what resilience.hang_floor_s and hang_factor times a step make of
+                         its bound; where no hang was measured, as a death
 """
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -35,6 +36,7 @@ NAMES = {
     "start": "a process starts, without the load",
     "rendezvous": "all ranks find each other",
     "detect": "a process's death is seen",
+    "hang": "a hang is seen, after its bound",
     "step": "a step",
 }
 
@@ -102,6 +104,10 @@ def _part(key: str, plan: PlanConfig, measured: Measured, on: Cluster) -> Part:
     given: float | None = getattr(plan, f"{key}_s")
     if given is not None:
         return Part(NAMES[key], None, given, f"given: plan.{key}_s")
+    if key == "hang" and key not in measured.seconds:
+        return replace(
+            _part("detect", plan, measured, on), name=NAMES[key], rule="as a death: none was measured"
+        )
     if key not in measured.seconds:
         raise BadRequest(f"plan.{key}_s isn't known ({NAMES[key]}): give it in seconds, or {MEASURE}")
     seconds = measured.seconds[key]
@@ -134,7 +140,7 @@ def costs(recipe: Recipe, of: dict[str, Part], on: Cluster) -> Costs:
     """The parts put together: four kinds of failure, with and without a hang, with and without a new node."""
     plan = recipe.plan
     again = sum(of[key].seconds for key in ("rendezvous", "start", "load"))
-    seen = {False: of["detect"].seconds, True: hang_seconds(recipe, of["step"].seconds) + of["detect"].seconds}
+    seen = {False: of["detect"].seconds, True: hang_seconds(recipe, of["step"].seconds) + of["hang"].seconds}
     shares = {False: 1 - plan.hang_share, True: plan.hang_share}
     kinds = [
         Restart(shares[hangs] * share, seen[hangs] + again + wait, f"{'a hang' if hangs else 'a crash'}{how}")

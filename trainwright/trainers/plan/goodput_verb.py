@@ -12,8 +12,9 @@ from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.observers.json_lines import to_line
 from trainwright.trainers.plan.goodput import daly_interval, young_interval
-from trainwright.trainers.plan.goodput_outlook import AUTOMATIC, BY_HAND, GOAL, Plan, percent, plan, spoken
+from trainwright.trainers.plan.goodput_outlook import AUTOMATIC, BY_HAND, GOAL, Plan, plan
 from trainwright.trainers.plan.goodput_page import RATE_HEAD, page, rate_row
+from trainwright.trainers.plan.wording import percent, spoken
 
 
 def plan_goodput(recipe: Recipe) -> None:
