@@ -1,6 +1,5 @@
 """The check of all nodes before the first step, and what follows for each rank from what was found."""
 
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from trainwright.configs.schema import Recipe
 from trainwright.errors import BadNode, BadRequest, RunFailed
 from trainwright.trainers.health import clocks, folder, links
 from trainwright.trainers.health.device import Answers, memory_fault, products, wrong_products
+from trainwright.trainers.node import node_name
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform, ToolReport
 from trainwright.trainers.run_folder import checkpoint_folder
@@ -77,11 +77,6 @@ class Health:
             "free_memory_gib": round(min(self.free_gib.values()), 2),
             "free_disk_gib": round(min(disks), 2) if disks else None,
         }
-
-
-def node_name() -> str:
-    """What this rank's node is called."""
-    return socket.gethostname()
 
 
 def check_health(recipe: Recipe, ranks: Ranks, platform: Platform) -> Health:

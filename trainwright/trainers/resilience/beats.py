@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainwright.trainers.parallel import first_failure
-from trainwright.trainers.resilience.straggler import Beat, Verdict
+from trainwright.trainers.resilience.straggler import Beat, Finding
 
 # A beat is one `set` of 200 bytes that the store doesn't answer: some 3 us to a server that takes tens of
 # thousands a second. It gets at most 500 a second: up to 1,000 ranks beat every 2 s, 4,096 every 8 s.
@@ -20,9 +20,9 @@ BEATS_A_SECOND = 500
 
 
 class Judgement(NamedTuple):
-    """The verdict of one rank for all, and the line that it said."""
+    """The finding of one rank for all, and the line that it said."""
 
-    verdict: Verdict
+    finding: Finding
     line: str
 
 
@@ -75,8 +75,8 @@ class Beats:
         key = f"{self.keys}/judgement"
         if not self._store().check([key]):
             return None
-        verdict, line = json.loads(self._store().get(key))
-        return Judgement(Verdict(*verdict), line)
+        finding, line = json.loads(self._store().get(key))
+        return Judgement(Finding(*finding), line)
 
     def _store(self) -> TCPStore:
         """The client of the thread that watches; the beats have their own, which may hang by itself."""

@@ -1,10 +1,10 @@
 """Names ranks that work slower than the others, before they stop: all wait for the slowest in every step."""
 
-import socket
 import statistics
 
 import torch
 
+from trainwright.trainers.node import node_name
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.parallel.ranks import HOST, Ranks
 from trainwright.trainers.resilience.whereabouts import Whereabouts
@@ -27,7 +27,7 @@ class Pace(Observer):
     def on_start(self, run: Run, progress: Progress) -> None:
         self._run = run
         self._factor = run.recipe.resilience.slow_factor
-        self._hosts: list[str] = self.ranks.gather(socket.gethostname())
+        self._hosts: list[str] = self.ranks.gather(node_name())
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         if self.ranks.size == 1:

@@ -27,7 +27,7 @@ class Beat(NamedTuple):
         return self.step, PHASES.index(self.phase)
 
 
-class Verdict(NamedTuple):
+class Finding(NamedTuple):
     """Why nothing goes on.
 
     straggler: the rank that all wait for; None if none stands out. stopped: those whose beats have stopped.
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
     stopped: list[int]
 
 
-def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], now: float) -> Verdict | None:
+def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], now: float) -> Finding | None:
     """Whom the ranks wait for, from two readings of all beats that lie more than one beat apart.
 
     None: the rank that the others wait for still has time by its own bound. now: the time of day.
@@ -56,11 +56,11 @@ def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], now: floa
         if last:
             why += f", last seen in step {last.step} ({last.phase})"
         more = f"; {len(stopped) - 1} more have stopped" if len(stopped) > 1 else ""
-        return Verdict(straggler, why + more, stopped)
+        return Finding(straggler, why + more, stopped)
     if len({(beat.progress, beat.waits, beat.place) for beat in alive.values()}) == 1:
         (where,) = {beat.place for beat in alive.values()}
         return (
-            Verdict(None, f"all ranks are in the same place, {where}", [])
+            Finding(None, f"all ranks are in the same place, {where}", [])
             if any(b.left <= 0 for b in alive.values())
             else None
         )
@@ -71,11 +71,11 @@ def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], now: floa
         return None
     if working:
         why = f"it is in no collective, but in step {beat.step} ({beat.phase}) {beat.place}"
-        return Verdict(straggler, why, [])
+        return Finding(straggler, why, [])
     if beat.progress < max(other.progress for other in alive.values()):
         why = f"it is the furthest behind, in step {beat.step} ({beat.phase}), {beat.place}"
-        return Verdict(straggler, why, [])
-    return Verdict(None, f"no rank is behind: {_places(alive)}", [])
+        return Finding(straggler, why, [])
+    return Finding(None, f"no rank is behind: {_places(alive)}", [])
 
 
 def _places(alive: dict[int, Beat]) -> str:

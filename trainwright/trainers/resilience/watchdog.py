@@ -15,7 +15,6 @@ import os
 import queue
 import secrets
 import signal
-import socket
 import statistics
 import sys
 import threading
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
 
 from trainwright.configs.schema import ResilienceConfig
+from trainwright.trainers.node import node_name
 from trainwright.trainers.observers.base import Metrics, Observer, Progress
 from trainwright.trainers.observers.events_file import EventsFile
 from trainwright.trainers.parallel import first_failure
@@ -35,14 +35,14 @@ from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.resilience.beats import Beats, Judgement
 from trainwright.trainers.resilience.stacks import all_stacks, collective, in_debugger, place
-from trainwright.trainers.resilience.straggler import Beat, Verdict, judge
+from trainwright.trainers.resilience.straggler import Beat, Finding, judge
 from trainwright.trainers.resilience.whereabouts import Where, Whereabouts
 from trainwright.verdict import leave
 
 LOOK = 1.0  # seconds between two looks at the main thread
 LATE = 5.0  # a look that comes so much too late: the process or the machine was suspended
 REACH = 5.0  # seconds that the store, a disk or the device's library has to answer: each may be what hangs
-PARTING = 2.0  # seconds between the verdict and the end, in which all ranks learn of it and write their stacks
+PARTING = 2.0  # seconds between the finding and the end, in which all ranks learn of it and write their stacks
 # Of the timer beyond the bound: the ranks that can speak have spoken by then, and ended this one if they could.
 MARGIN = 30.0
 FOREVER = 1e9
@@ -83,7 +83,7 @@ class Watchdog:
         self.where = Whereabouts(platform.work_clock())
         self.limits, self.folder, self.ranks, self.platform = limits, folder, ranks, platform
         # Not the host's name alone: pods may share it without sharing pids.
-        launcher = f"{socket.gethostname()}/{os.environ.get('GROUP_RANK', '')}/{os.getppid()}"
+        launcher = f"{node_name()}/{os.environ.get('GROUP_RANK', '')}/{os.getppid()}"
         # Keys are drawn: the launcher's count of restarts differs between nodes, and its store may stay.
         own = Peer(launcher, os.getpid(), secrets.token_hex(8))
         self.peers: list[Peer] = ranks.gather(own)
@@ -190,12 +190,12 @@ class Watchdog:
         """Why nothing goes on; None while somebody still has time, or another rank judges."""
         if self.ranks.size == 1:
             self._speaks = True
-            return self._judgement(where, Verdict(None, f"it is {place(self._main)}", []))
+            return self._judgement(where, Finding(None, f"it is {place(self._main)}", []))
         try:
             return self._judge(where)
         except Exception:  # the store hangs or is gone: each node is on its own
             found = self._judgement(where, self._store_hangs())
-            self._alone, self._speaks = True, self._first_left(found.verdict)
+            self._alone, self._speaks = True, self._first_left(found.finding)
             return found
 
     def _judge(self, where: Where) -> Judgement | None:
@@ -207,10 +207,10 @@ class Watchdog:
             return within(REACH, beats.judgement)
         before = within(REACH, beats.read)
         time.sleep(beats.interval + LOOK)
-        verdict = judge(before, within(REACH, beats.read), time.time())
-        if verdict is None or self.where.now is not where:
+        finding = judge(before, within(REACH, beats.read), time.time())
+        if finding is None or self.where.now is not where:
             return None
-        found = self._judgement(where, verdict)
+        found = self._judgement(where, finding)
         within(REACH, lambda: beats.publish(found))
         self._speaks = True
         return found
@@ -222,39 +222,39 @@ class Watchdog:
             with suppress(RuntimeError):
                 within(REACH, self.beats.release)
 
-    def _store_hangs(self) -> Verdict:
+    def _store_hangs(self) -> Finding:
         """The store is beside the launcher, or in rank 0's process."""
         beside = (
             os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or "TRAINWRIGHT_RENDEZVOUS" in os.environ
         )
         if beside or self.ranks.first:
-            return Verdict(None, "the launcher's store doesn't answer", [])
-        return Verdict(0, "the store in its process doesn't answer", [0])
+            return Finding(None, "the launcher's store doesn't answer", [])
+        return Finding(0, "the store in its process doesn't answer", [0])
 
-    def _judgement(self, where: Where, verdict: Verdict) -> Judgement:
+    def _judgement(self, where: Where, finding: Finding) -> Judgement:
         stuck = f"no progress for {time.monotonic() - where.at:.0f} s in step {where.step} ({where.phase})"
-        who = "" if verdict.straggler is None else f"rank {verdict.straggler} straggles: "
-        said = f"{stuck}; {who}{verdict.why}; stacks are in {self._stacks.parent}"
-        return Judgement(verdict, said if self.ranks.size == 1 else f"{first_failure.who()}: {said}")
+        who = "" if finding.straggler is None else f"rank {finding.straggler} straggles: "
+        said = f"{stuck}; {who}{finding.why}; stacks are in {self._stacks.parent}"
+        return Judgement(finding, said if self.ranks.size == 1 else f"{first_failure.who()}: {said}")
 
     def _node(self) -> list[int]:
         """The ranks that this one may signal, itself included."""
         own = self.peers[self.ranks.rank].launcher
         return [rank for rank, peer in enumerate(self.peers) if peer.launcher == own]
 
-    def _first_left(self, verdict: Verdict) -> bool:
+    def _first_left(self, finding: Finding) -> bool:
         """Whether this is the first rank of its launcher that hasn't stopped."""
         own = self.ranks.rank
-        return own == min(rank for rank in self._node() if rank not in verdict.stopped or rank == own)
+        return own == min(rank for rank in self._node() if rank not in finding.stopped or rank == own)
 
     def _end(self, where: Where, found: Judgement) -> None:
         """Say what there is to know, end this launcher's stopped ranks, which can't do it, and this one.
 
         A stopped process doesn't act on a launcher's SIGTERM, and SIGKILL comes after all the time to save.
         """
-        others = set(self._node()) & set(found.verdict.stopped) - {self.ranks.rank}
+        others = set(self._node()) & set(found.finding.stopped) - {self.ranks.rank}
         stopped = [self.peers[rank].pid for rank in others]
-        if self._first_left(found.verdict):
+        if self._first_left(found.finding):
             for pid in stopped:
                 _signal(pid, getattr(signal, "SIGUSR2", signal.SIGTERM))
         for act in (self._say, self._write_event, self._write_stacks):
@@ -277,13 +277,13 @@ class Watchdog:
         """Add to the run's events: by the rank that speaks, which needn't be the first."""
         if self._speaks:
             fields = {"rank": self.ranks.rank, "step": where.step, "phase": where.phase}
-            fields |= {"straggler": found.verdict.straggler, "reason": found.verdict.why}
+            fields |= {"straggler": found.finding.straggler, "reason": found.finding.why}
             EventsFile(self.folder).on_event("hang", {**fields, "stacks": str(self._stacks.parent)})
 
     def _write_stacks(self, where: Where, found: Judgement) -> None:
         waits, now = collective(self._main), datetime.now(UTC).isoformat(timespec="seconds")
         lines = [
-            f"==== {now} rank {self.ranks.rank} on {socket.gethostname()}",
+            f"==== {now} rank {self.ranks.rank} on {node_name()}",
             f"in step {where.step} ({where.phase}) for {time.monotonic() - where.at:.1f} s; "
             f"the bound is {self.bound(where.phase):.1f} s",
             waits or f"in no collective, {place(self._main)}",
