@@ -16,9 +16,9 @@ from trainwright.configs.schema import ParallelConfig, ResilienceConfig
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.platform.cpu import Cpu
-from trainwright.trainers.resilience import beats, watchdog
+from trainwright.trainers.resilience import beats, watchdog, whereabouts
 from trainwright.trainers.resilience.stacks import all_stacks, collective, place
-from trainwright.trainers.resilience.straggler import Beat, Verdict, judge
+from trainwright.trainers.resilience.straggler import Beat, Finding, judge
 from trainwright.trainers.resilience.watchdog import FOREVER, Unanswered, Watchdog, within
 from trainwright.trainers.resilience.whereabouts import Whereabouts
 
@@ -29,7 +29,7 @@ def beat(number=5, step=17, phase="agree", waits=True, place="in all_reduce", le
     return Beat(number, 1000.0, step, phase, waits, place, left)
 
 
-def judged(*pairs: tuple[Beat | None, Beat | None]) -> Verdict | None:
+def judged(*pairs: tuple[Beat | None, Beat | None]) -> Finding | None:
     before, after = zip(*pairs, strict=True)
     return judge(before, after, 1058.0)
 
@@ -40,7 +40,7 @@ def alive(**fields) -> tuple[Beat, Beat]:
 
 def test_a_rank_whose_beats_stopped_is_the_straggler():
     found = judged(alive(), (beat(), beat()), alive(step=16, waits=False))
-    assert found == Verdict(1, "its beats stopped 58 s ago, last seen in step 17 (agree)", [1])
+    assert found == Finding(1, "its beats stopped 58 s ago, last seen in step 17 (agree)", [1])
 
 
 def test_of_several_whose_beats_stopped_it_is_the_one_furthest_behind():
@@ -52,19 +52,19 @@ def test_of_several_whose_beats_stopped_it_is_the_one_furthest_behind():
 
 def test_else_it_is_a_rank_that_is_in_no_collective():
     found = judged(alive(), alive(waits=False, phase="data", place="at read.py:3 (read)"), alive(step=16))
-    assert found == Verdict(1, "it is in no collective, but in step 17 (data) at read.py:3 (read)", [])
+    assert found == Finding(1, "it is in no collective, but in step 17 (data) at read.py:3 (read)", [])
 
 
 def test_else_it_is_the_rank_furthest_behind():
     found = judged(alive(), alive(), alive(phase="forward_backward", place="in _send"))
-    assert found == Verdict(2, "it is the furthest behind, in step 17 (forward_backward), in _send", [])
+    assert found == Finding(2, "it is the furthest behind, in step 17 (forward_backward), in _send", [])
     assert judged(alive(step=18, phase="forward_backward"), alive()).straggler == 1
 
 
 def test_ranks_that_are_alike_have_no_straggler():
-    assert judged(alive(), alive()) == Verdict(None, "all ranks are in the same place, in all_reduce", [])
+    assert judged(alive(), alive()) == Finding(None, "all ranks are in the same place, in all_reduce", [])
     found = judged(alive(), alive(place="in broadcast"))
-    assert found == Verdict(None, "no rank is behind: rank 0 is in all_reduce; rank 1 is in broadcast", [])
+    assert found == Finding(None, "no rank is behind: rank 0 is in all_reduce; rank 1 is in broadcast", [])
 
 
 def test_a_rank_that_still_has_time_is_waited_for():
@@ -191,19 +191,47 @@ def test_a_process_on_its_own_names_where_it_is_and_ends(alone, tmp_path: Path, 
     assert "test_watchdog.py" in dump
 
 
-def test_progress_keeps_it_quiet_and_a_start_has_longer(alone, tmp_path: Path):
+class Clock:
+    """Stands in for the module `time` of the watchdog and of the whereabouts: it goes on by hand alone."""
+
+    time, sleep = staticmethod(time.time), staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_progress_keeps_it_quiet_and_a_start_has_longer(alone, monkeypatch, tmp_path: Path):
+    clock = Clock()
+    for module in (watchdog, whereabouts):
+        monkeypatch.setattr(module, "time", clock)
     dog = alone(hang_floor_s=0.3, start_up_s=60.0)
-    time.sleep(0.6)  # start-up
+    looks: list[float] = []
+    monkeypatch.setattr(dog, "_set_timer", looks.append)
+
+    def passes(seconds: float) -> None:
+        """So many seconds pass, and the thread has looked since; where it has found a hang, it has ended."""
+        clock.now += seconds
+        before = len(looks)
+        assert waited(lambda: len(looks) >= before + 3 or dog.ended, 30.0)
+
+    for _ in range(3):  # start-up; more at once would count as a machine's sleep
+        passes(4.0)
     stepped(dog)
     for _ in range(6):
-        time.sleep(0.1)
+        passes(0.25)
         dog.where.at("data", 3)
     for phase in ("validation", "save"):
         dog.where.at(phase, 3)
-        time.sleep(0.5)
-    dog.close()
+        passes(4.0)
+        passes(4.0)
     assert dog.ended is None
     assert not (tmp_path / "stacks").exists()
+    dog.where.at("data", 3)
+    passes(0.35)
+    assert dog.ended == 1
 
 
 def test_a_suspended_process_begins_anew(alone, monkeypatch):
