@@ -12,7 +12,8 @@ import torch
 
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
-from trainwright.errors import TrainwrightError
+from trainwright.errors import Preempted, TrainwrightError
+from trainwright.trainers.checkpoint.place import place
 from trainwright.trainers.health import check, clocks, folder, links
 from trainwright.trainers.health.check import check_health
 from trainwright.trainers.health.clocks import Offset, astray
@@ -329,3 +330,30 @@ def test_the_verb_shows_what_failed_before_it_fails(
     assert "dcgmi: skipped (absent)" in printed.out
     assert "health=failed" in printed.out
     assert "failed the health check: rank 0 has 3 uncorrected ECC errors; another node" in printed.err
+
+
+class ClientsError(Exception):
+    """An error of a client library under fsspec, which is no OSError."""
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), ClientsError("no"), ValueError("no")])
+def test_what_a_file_system_raises_is_said(tmp_path: Path, monkeypatch: Patch, error: Exception):
+    monkeypatch.setattr(folder.Place, "write_text", raising(error))
+    assert folder.look(place(tmp_path), Ranks(), first_on_node=True).unwritten == "no"
+
+
+@pytest.mark.parametrize("error", [Preempted("SIGTERM came"), TypeError("a bug")])
+@pytest.mark.parametrize("name", ["write_text", "read_text"])
+def test_what_no_file_system_raises_blames_no_node(
+    tmp_path: Path, monkeypatch: Patch, error: Exception, name: str
+):
+    monkeypatch.setattr(folder.Place, name, raising(error))
+    with pytest.raises(type(error)):
+        folder.look(place(tmp_path), Ranks(), first_on_node=True)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def act(*_: object) -> None:
+        raise error
+
+    return act

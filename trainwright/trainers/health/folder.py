@@ -1,6 +1,7 @@
 """Whether checkpoints can be written: to a folder that every node sees, with room for them."""
 
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.parallel.ranks import Ranks
 
+# Whose errors aren't a file system's, but for OSError and ValueError: Python's own and ours.
+NOT_OF_A_CLIENT = {*sys.stdlib_module_names, "trainwright"}
 SIGHT = 3.0  # seconds that a file on a network's file system has to come into sight on another node
 
 
@@ -62,8 +65,11 @@ def _leaving_as_it_was(folder: Place) -> Iterator[None]:
 
 
 def _remove(file: Place) -> None:
-    with suppress(Exception):  # file systems raise exceptions of their own
+    try:
         file.fs.rm_file(file.path)
+    except Exception as error:
+        if not of_a_file_system(error):
+            raise
 
 
 def _there(path: Path) -> Path:
@@ -79,6 +85,8 @@ def _write(file: Place, text: str, make: Place | None) -> str | None:
         file.write_text(text)
         return None if _read(file) == text else "a file reads otherwise than it was written"
     except Exception as error:
+        if not of_a_file_system(error):
+            raise
         return _said(error)
 
 
@@ -89,6 +97,8 @@ def _unseen(file: Place, text: str) -> str | None:
         try:
             return None if _read(file) == text else "it reads otherwise than rank 0 wrote it"
         except Exception as error:
+            if not of_a_file_system(error):
+                raise
             said = _said(error)
         if time.monotonic() > until:
             return said
@@ -102,6 +112,16 @@ def _read(file: Place) -> str:
 
 def _said(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
+
+
+def of_a_file_system(error: Exception) -> bool:
+    """Whether a file system can have raised it; the end of the run and a bug are no node's fault.
+
+    The client libraries under fsspec (botocore, azure, google, ...) have errors that are no OSError: they are
+    told by the package of their class, which is neither Python's nor ours.
+    """
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | ValueError) or package not in NOT_OF_A_CLIENT
 
 
 def judge(
