@@ -1,4 +1,4 @@
-"""`trainwright launch` with workers that stand in for training, and without torchrun's long waits."""
+"""`trainwright launch` without torchrun's long waits; the workers are those of WORKER, else of `working.py`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from trainwright import cli
 from trainwright.launch import torchrun
 
-torchrun.WORKER = (str(Path(__file__).with_name("working.py")), "train")
+torchrun.WORKER = (str(Path(__file__).with_name(os.environ.get("WORKER", "working.py"))), "train")
 torchrun.RENDEZVOUS |= {"last_call_timeout": 3, "keep_alive_interval": 1}
 if os.environ.get("SHARED_STORE"):  # as torchrun does by itself
     torchrun.OURS.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
