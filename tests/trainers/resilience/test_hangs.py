@@ -120,7 +120,7 @@ def check(where: Path, out: str, err: str, rank: int, why: str) -> None:
     began, found = float((where / "hung").read_text()), at(hang)
     again = next(at(event) for event in happened if event["event"] in ("start", "resume") and at(event) > found)
     print(f"found after {found - began:.1f} s, in training again after {again - began:.1f} s")
-    assert began < found < again < began + 120  # a stopped rank that nobody ends stays for 100 s more
+    assert began < found < again < began + 120  # a busy machine's imports are in it
     assert "step=40 " in out
     assert workers(where) == []
 
