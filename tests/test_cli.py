@@ -1,9 +1,13 @@
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from trainwright import verdict
 from trainwright.cli import VERBS, main
 
 
@@ -42,10 +46,35 @@ def test_a_bad_request_is_one_sentence_and_status_2(words: list[str], sentence: 
     assert (done.returncode, done.stderr) == (2, f"trainwright: {sentence}\n")
 
 
-def test_debug_shows_the_traceback():
+def test_debug_shows_the_traceback_and_keeps_the_status():
     done = trainwright("train", "platform=tpu", "--debug")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("verb", "does"), [("train", "_run"), ("launch", "_launch")])
+def test_a_notice_while_it_still_imports_is_a_preemption(verb: str, does: str, number: signal.Signals):
+    code = "import os, sys; from trainwright import cli; "
+    code += f"cli.{does} = lambda *_: os.kill(os.getpid(), {number.value}); sys.exit(cli.main(['{verb}']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert done.stderr.startswith(f"trainwright: {number.name} came before the first step")
+
+
+def test_a_worker_that_still_imports_leaves_word_of_a_notice(tmp_path: Path):
+    code = "import os, sys; from trainwright import cli; "
+    code += "cli._run = lambda *_: os.kill(os.getpid(), 10); sys.exit(cli.main(['train']))"
+    environment = {**os.environ, verdict.FOLDER: str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 75
+    (left,) = tmp_path.glob("*.json")
+    assert json.loads(left.read_text())["status"] == 75
+
+
+def test_signals_are_as_before_when_a_verb_has_ended():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    main(["train", "platform=tpu"])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
 def test_hydras_own_habits_work(tmp_path: Path):

@@ -2,13 +2,14 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import NamedTuple
 
 from trainwright import verdict
-from trainwright.errors import BadRequest, TrainwrightError
+from trainwright.errors import INTERRUPTED, BadRequest, TrainwrightError
 
 
 class Verb(NamedTuple):
@@ -100,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] in ("-sc", "--shell-completion"):
         words = _completion_words(words)
+    with verdict.ending_at_once() if words[0] in ("train", "launch") else nullcontext():
+        return _outcome(words, debug)
+
+
+def _outcome(words: list[str], debug: bool) -> int:
+    """The exit status of the verb that `words` start with."""
     try:
         if words[0] == "launch":
             return _launch(words[1:], debug)
@@ -109,13 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainwrightError as error:
         verdict.leave(error.status, str(error))
         if debug:
-            raise
-        print(f"trainwright: {error}", file=sys.stderr)
+            traceback.print_exception(error)
+        else:
+            print(f"trainwright: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        verdict.leave(130, "interrupted")
+        verdict.leave(INTERRUPTED, "interrupted")
         print("trainwright: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         verdict.leave(1, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
@@ -193,5 +201,9 @@ def _launch(words: list[str], debug: bool) -> int:
     def job(recipe: Recipe) -> None:
         statuses.append(target.launch(recipe, [*words, *(["--debug"] if debug else [])]))
 
-    run_with_recipe(job, f"launch {name}", words, target.worlds)
+    try:
+        run_with_recipe(job, f"launch {name}", words, target.worlds)
+    except TrainwrightError as error:
+        target.tell_why(error.status, str(error))
+        raise
     return statuses[-1]

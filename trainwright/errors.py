@@ -1,5 +1,7 @@
 """The errors that end a run, each with the exit status that an orchestrator acts on."""
 
+INTERRUPTED = 130  # the exit status after SIGINT, as of a shell
+
 
 class TrainwrightError(Exception):
     """An error that is one sentence with the fix; the command line prints it without a traceback."""

@@ -8,31 +8,79 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from trainwright.errors import Preempted
 
-FOLDER = "TRAINWRIGHT_VERDICTS"  # the variable that names the folder
+FOLDER = "TRAINWRIGHT_VERDICTS"  # the variable that names the folder, one below that of the whole launch
+OPENED = "opened"  # in the launch's folder
 STARTED = time.time()
+NEWS = 60.0  # seconds between two notes of how long a worker has worked
+
+_first_step: float | None = None
+_noted = 0.0
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within the body, until something else listens, SIGTERM and SIGUSR1 end the process as preempted."""
+    before = {}
+    with suppress(ValueError):  # Python gives signals to its main thread only, and this is another
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            before[number] = signal.signal(number, _told_to_end)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            if signal.getsignal(number) is _told_to_end:  # a rank that fails ignores what its launcher sends
+                signal.signal(number, earlier)
+
+
+def _told_to_end(number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    line = f"{name} came before the first step: run the same command to start again"
+    leave(Preempted.status, line)
+    if FOLDER not in os.environ and os.environ.get("RANK", "0") == "0":
+        os.write(2, f"trainwright: {line}\n".encode())  # print isn't for handlers
+    os._exit(Preempted.status)  # an exception could end in any module that is being imported
 
 
 def begin() -> None:
-    """Leave word that this worker has started, and until training listens itself, of a SIGTERM."""
-    if FOLDER in os.environ:
-        signal.signal(signal.SIGTERM, _told_to_end)
-        _write(None, "")
+    """Leave word that this worker has started."""
+    _write(None, "")
 
 
-def _told_to_end(number: int, frame: FrameType | None) -> None:
-    leave(Preempted.status, "SIGTERM came before the first step: run the same command to start again")
-    os._exit(Preempted.status)  # an exception could end in any module that is being imported
+def worked() -> None:
+    """Leave word that this worker has come to a step; cheap enough for each."""
+    global _first_step, _noted
+    now = time.monotonic()
+    if _first_step is not None and now - _noted < NEWS:
+        return
+    if _first_step is None:
+        _first_step = now
+        note_opened()
+    _noted = now
+    _write(None, "")
 
 
 def leave(status: int, line: str = "") -> None:
     """Leave this worker's exit status and, of a failure, why."""
     _write(status, line)
+
+
+def opened() -> bool:
+    """Whether this node's part of the launch, of whose processes this is one, has opened the run's folder."""
+    return FOLDER in os.environ and (Path(os.environ[FOLDER]).parent / OPENED).exists()
+
+
+def note_opened() -> None:
+    """Leave word, for all further starts of this launch, that what an earlier run left has been dealt with."""
+    if FOLDER in os.environ:
+        with suppress(OSError):
+            (Path(os.environ[FOLDER]).parent / OPENED).touch()
 
 
 def _write(status: int | None, line: str) -> None:
@@ -44,6 +92,7 @@ def _write(status: int | None, line: str) -> None:
         "rank": int(rank),
         "local_rank": int(local_rank),
         "started": STARTED,
+        "worked": 0.0 if _first_step is None else _noted - _first_step,
         "status": status,
         "line": line,
     }

@@ -4,7 +4,7 @@
 
 The worker leaves its pid in FOLDER/worker and torchrun its own in FOLDER/torchrun, one line a start. WHAT the
 worker does: `wait` for SIGTERM and end with 75, `hang` whatever comes, or end with a status, as in `76`; `once`
-is 75 of the first torchrun, and the next one starts no worker.
+is 75 of the first torchrun, and the next one starts no worker; `lost` is 1, after which torchrun waits.
 """
 
 import os
@@ -35,6 +35,9 @@ def work(what: str, folder: Path) -> None:
     if what == "once":
         verdict.leave(75, "saved at step 7")
         sys.exit(75)
+    if what == "lost":
+        verdict.leave(1, "rank 0: lost the other ranks")
+        sys.exit(1)
     if what.isdigit():
         verdict.leave(int(what), f"rank 0: ended with {what}")
         sys.exit(int(what))
@@ -48,13 +51,16 @@ def run(what: str, folder: Path) -> int:
     worker = subprocess.Popen([sys.executable, __file__, str(folder), what, "worker"], start_new_session=True)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        if worker.returncode is not None:
+            sys.exit(1)
         worker.send_signal(number)
 
     signal.signal(signal.SIGTERM, hand_on)
     signal.signal(signal.SIGINT, hand_on)
     note(folder, "torchrun")
     status = worker.wait()
-    if status in (2, 76, 77):
+    note(folder, "ended")
+    if what == "lost" or status in (2, 76, 77):
         time.sleep(60)  # it would start the worker again
     return 1 if status else 0
 

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,13 +8,14 @@ import pytest
 
 from trainwright import verdict
 from trainwright.launch import reasons
-from trainwright.launch.endings import Verdicts, how_it_ended
+from trainwright.launch.endings import Notice, Verdicts, how_it_ended
 from trainwright.launch.reasons import Place, tell_platforms
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
+NO_PID = 1 << 22  # and all above: Linux gives none of them
 
 
-def leave(folder: Path, *rounds: dict[int, int | None]) -> Verdicts:
+def leave(folder: Path, *rounds: dict[int, int | None], pid: int = NO_PID, worked: float = 0.0) -> Verdicts:
     """Verdicts as workers leave them: of each round, the status by local rank; None is a killed one."""
     for number, statuses in enumerate(rounds):
         for local_rank, status in statuses.items():
@@ -24,27 +23,53 @@ def leave(folder: Path, *rounds: dict[int, int | None]) -> Verdicts:
                 "rank": 8 + local_rank,
                 "local_rank": local_rank,
                 "started": float(number),
+                "worked": worked,
                 "status": status,
             }
             line = "" if status is None else f"round {number} ended with {status}"
-            (folder / f"{local_rank}-{number}.json").write_text(json.dumps({**said, "line": line}))
+            (folder / f"{local_rank}-{pid + number}.json").write_text(json.dumps({**said, "line": line}))
     return Verdicts(folder)
 
 
-def test_how_long_workers_lived_and_have_been_gone(tmp_path: Path):
+def test_how_long_there_has_been_no_worker(tmp_path: Path):
     verdicts = leave(tmp_path, {0: 1, 1: 1})
-    (tmp_path / "0-0.json").write_text((tmp_path / "0-0.json").read_text().replace("0.0", "100.0"))
     for place, left in ((0, 400.0), (1, 300.0)):
-        os.utime(tmp_path / f"{place}-0.json", (left, left))
-    assert verdicts.longest() == 300
+        os.utime(tmp_path / f"{place}-{NO_PID}.json", (left, left))
     assert verdicts.idle() == pytest.approx(time.time() - 400, abs=5)
-    (tmp_path / "1-0.json").write_text(
-        (tmp_path / "1-0.json").read_text().replace('"status": 1', '"status": null')
-    )
-    running = Verdicts(tmp_path)
-    assert running.idle() == pytest.approx(0, abs=5)
-    assert running.longest() == pytest.approx(time.time(), abs=5)
+    leave(tmp_path, {1: None}, pid=os.getpid())
+    assert verdicts.idle() == pytest.approx(0, abs=5)
     assert Verdicts(tmp_path / "none").idle() == pytest.approx(0, abs=5)
+
+
+def test_a_worker_that_was_killed_has_ended(tmp_path: Path, monkeypatch):
+    verdicts = leave(tmp_path, {0: None})
+    assert verdicts.idle() == pytest.approx(0, abs=5)  # from when it was first seen
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1890)
+    assert verdicts.idle() == pytest.approx(1890, abs=5)
+
+
+def test_work_is_from_a_workers_first_step_to_its_last(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(verdict.FOLDER, str(tmp_path / "1"))
+    (tmp_path / "1").mkdir()
+    for name, value in (("_first_step", None), ("_noted", 0.0)):
+        monkeypatch.setattr(verdict, name, value)
+    verdicts, clock = Verdicts(tmp_path / "1"), 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    verdict.begin()
+    clock += 1800  # it loads, or hangs
+    assert (verdicts.worked(), verdict.opened()) == (0, False)
+    verdict.worked()
+    assert (verdicts.worked(), verdict.opened()) == (0, True)
+    clock += 59
+    verdict.worked()
+    assert verdicts.worked() == 0  # the disk is spared
+    clock += 300
+    verdict.worked()
+    assert verdicts.worked() == 359
+    clock += 1800  # it hangs
+    verdict.leave(1, "a hang")
+    assert verdicts.worked() == 359
 
 
 @pytest.mark.parametrize(
@@ -65,7 +90,7 @@ def test_how_long_workers_lived_and_have_been_gone(tmp_path: Path):
         (1, TERM, [{0: 0, 1: 75}], 75, "SIGTERM: saved"),
         (1, TERM, [{0: 75, 1: None}], 1, "rank 9 ended without a word"),
         (1, TERM, [{0: 75, 1: 1}], 1, "round 0 ended with 1"),
-        (-15, TERM, [], 75, "SIGTERM: saved"),
+        (-15, TERM, [], 75, "SIGTERM while no rank ran"),
         # gave up by itself
         (1, None, [{0: 75}], 75, "round 0 ended with 75"),
         (1, None, [{0: 75}, {0: 1}], 1, "round 1 ended with 1"),  # an old round's word doesn't count
@@ -77,16 +102,23 @@ def test_how_long_workers_lived_and_have_been_gone(tmp_path: Path):
     ],
 )
 def test_how_a_run_ended(tmp_path: Path, torchrun, asked, rounds, status: int, line: str):
-    ending = how_it_ended(torchrun, leave(tmp_path, *rounds), asked)
+    notice = asked and Notice(asked, time.time() - 5)
+    ending = how_it_ended(torchrun, leave(tmp_path, *rounds), notice)
     assert ending.status == status
     assert ending.line.startswith(line)
+
+
+@pytest.mark.parametrize("status", [1, 75, None])
+def test_workers_that_had_ended_before_the_notice_do_not_count(tmp_path: Path, status: int | None):
+    verdicts = leave(tmp_path, {0: status})
+    verdicts.last()  # the supervisor looks all the time
+    assert how_it_ended(1, verdicts, Notice(TERM, time.time() + 5)).status == 75
 
 
 def test_a_worker_leaves_word_when_it_starts_and_when_it_ends(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(verdict.FOLDER, str(tmp_path))
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process is pytest's
     verdict.begin()
     (running,) = Verdicts(tmp_path).last()
     assert (running.rank, running.local_rank, running.status) == (9, 1, None)
@@ -95,14 +127,6 @@ def test_a_worker_leaves_word_when_it_starts_and_when_it_ends(tmp_path: Path, mo
     assert (ended.status, ended.line) == (76, "rank 9: loss is nan")
     monkeypatch.setenv(verdict.FOLDER, str(tmp_path / "gone"))
     verdict.leave(0)  # the supervisor has ended
-
-
-def test_a_worker_that_still_imports_ends_as_preempted(tmp_path: Path):
-    code = "from trainwright import verdict; verdict.begin(); import os; os.kill(os.getpid(), 15)"
-    environment = {**os.environ, verdict.FOLDER: str(tmp_path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 75
-    (ended,) = Verdicts(tmp_path).last()
-    assert (ended.status, ended.line.split(":")[0]) == (75, "SIGTERM came before the first step")
 
 
 def test_reasons_go_where_a_platform_is(tmp_path: Path, monkeypatch):

@@ -172,7 +172,15 @@ def test_a_notice_while_it_waits_for_the_host(supervised, tmp_path: Path):
 
 
 def test_a_notice_between_two_starts(supervised):
-    run = supervised("1", relaunches=1000)
-    until(lambda: len(run.starts("torchrun")) > 1, "a second start")
+    run = supervised("1", relaunches=1, PAUSE="30")
+    until(lambda: run.starts("torchrun"), "a start")
+    until(lambda: not Path(f"/proc/{run.starts('torchrun')[0]}").exists(), "its end")
     run.process.terminate()
-    assert run.ends()[0] in (75, 1)  # 1 where it came just when a worker had failed
+    assert run.ends()[0] == 75
+
+
+def test_a_notice_while_torchrun_waits_for_other_nodes(supervised):
+    run = supervised("lost")
+    until(lambda: run.starts("ended"), "the worker's end")
+    run.process.terminate()
+    assert run.ends() == (75, "SIGTERM while no rank ran: run the same command again")

@@ -9,7 +9,7 @@ from trainwright import cli
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.schema import LaunchConfig
 from trainwright.errors import BadRequest
-from trainwright.launch import torchrun
+from trainwright.launch import reasons, torchrun
 
 PROCS = "launch.procs_per_node=2"
 
@@ -65,6 +65,14 @@ def test_a_bad_request_is_one_sentence_before_anything_starts(
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["launch", *words]) == 2
     assert capsys.readouterr().err == f"trainwright: {sentence}\n"
+
+
+def test_a_platform_reads_why_a_recipe_was_refused(tmp_path: Path, monkeypatch):
+    place = reasons.Place(str(tmp_path / "failure"), "SM_OUTPUT_FAILURE", None, False, 1024)
+    monkeypatch.setattr(reasons, "PLACES", (place,))
+    assert cli.main(["launch", "torchrun", PROCS, "parallel.tp=4"]) == 2
+    said = "parallel.tp=4 needs a multiple of 4 ranks and this run has 2 (bad request)"
+    assert (tmp_path / "failure").read_text() == said
 
 
 def test_hydras_own_habits_work(tmp_path: Path):

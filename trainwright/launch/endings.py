@@ -1,6 +1,7 @@
 """How a run ended: from torchrun's exit status and its workers' verdicts to one status and one sentence."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -8,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from trainwright.errors import BadNode, BadRequest, NumericalFailure, Preempted, RunFailed
+from trainwright.errors import INTERRUPTED, BadNode, BadRequest, NumericalFailure, Preempted, RunFailed
 
-INTERRUPTED = 130
 # What trying again on this node can't mend: as soon as a worker says so, torchrun, which would try, is ended.
 FINAL = (BadRequest.status, NumericalFailure.status, BadNode.status)
 SAVED, FAILED = Preempted.status, RunFailed.status
@@ -27,14 +27,19 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a worker left behind, and when; no status: it runs, or was killed."""
+    """What a worker left behind; no status: it runs, or was killed.
+
+    worked: the seconds between its first step and its last, or one of the last minute.
+    ended: when it left its status, or was first found to be gone without one; None while it runs.
+    """
 
     rank: int
     local_rank: int
     started: float
+    worked: float
     status: int | None
     line: str
-    left: float
+    ended: float | None
 
 
 class Ending(NamedTuple):
@@ -44,60 +49,91 @@ class Ending(NamedTuple):
     line: str
 
 
+class Notice(NamedTuple):
+    """The signal that told the supervisor to end, and when it came."""
+
+    signal: signal.Signals
+    at: float
+
+
 class Verdicts:
     """The folder that the workers of one torchrun leave their verdicts in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = time.time()
-        self._final: dict[Path, Verdict] = {}
+        self._ended: dict[Path, Verdict] = {}
+        self._gone: dict[Path, float] = {}  # when a worker was first found to have ended without a word
+
+    def all(self) -> list[Verdict]:
+        """Those of every worker so far."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            verdict = self._ended.get(path) or self._read(path)
+            if verdict.status is not None:
+                self._ended[path] = verdict
+            found.append(verdict)
+        return found
+
+    def _read(self, path: Path) -> Verdict:
+        gone = not _there(int(path.stem.partition("-")[2]))  # asked first: it may leave its status and end now
+        said = json.loads(path.read_text())
+        if said["status"] is not None:
+            return Verdict(**said, ended=path.stat().st_mtime)
+        return Verdict(**said, ended=self._gone.setdefault(path, time.time()) if gone else None)
 
     def last(self) -> list[Verdict]:
         """Of each of the node's places for a worker, the one that started last."""
         newest: dict[int, Verdict] = {}
-        for path in self.folder.glob("*.json"):
-            verdict = self._final.get(path) or Verdict(
-                **json.loads(path.read_text()), left=path.stat().st_mtime
-            )
-            if verdict.status is not None:
-                self._final[path] = verdict
-            before = newest.get(verdict.local_rank)
-            if before is None or before.started < verdict.started:
-                newest[verdict.local_rank] = verdict
+        for verdict in sorted(self.all(), key=lambda verdict: verdict.started):
+            newest[verdict.local_rank] = verdict
         return [newest[place] for place in sorted(newest)]
 
-    def longest(self) -> float:
-        """How many seconds the worker of the last ones lived that lived longest."""
-        return max((self._end(verdict) - verdict.started for verdict in self.last()), default=0.0)
+    def worked(self) -> float:
+        """How many seconds the worker worked that worked longest."""
+        return max((verdict.worked for verdict in self.all()), default=0.0)
 
     def idle(self) -> float:
         """How many seconds there has been no worker."""
-        return time.time() - max(map(self._end, self.last()), default=self.made)
+        now = time.time()
+        return now - max((now if v.ended is None else v.ended for v in self.all()), default=self.made)
 
-    def _end(self, verdict: Verdict) -> float:
-        return time.time() if verdict.status is None else verdict.left
+    def running_at(self, moment: float) -> list[Verdict]:
+        """Those of the workers that ran then."""
+        return [v for v in self.all() if v.started <= moment and (v.ended is None or v.ended >= moment)]
 
     def final(self) -> Verdict | None:
         """The verdict of any worker so far that makes a restart useless."""
-        self.last()
-        return _first(self._final.values(), FINAL)
+        return _first(self.all(), FINAL)
 
 
-def how_it_ended(torchrun: int, verdicts: Verdicts, asked: signal.Signals | None) -> Ending:
+def _there(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def how_it_ended(torchrun: int, verdicts: Verdicts, notice: Notice | None) -> Ending:
     """Classify an end.
 
     torchrun: its exit status, negative where a signal killed it.
-    asked: the signal that told the supervisor to end.
     """
     last = verdicts.last()
     if torchrun == 0:
         return Ending(0, "done")
     if final := verdicts.final():
         return Ending(_status(final), final.line)
-    if asked == signal.SIGINT:
+    if notice and notice.signal == signal.SIGINT:
         return Ending(INTERRUPTED, "interrupted")
-    if asked:
-        return _when_told_to_end(last, asked)
+    if notice:
+        if last and all(v.status == 0 for v in last):
+            return Ending(0, "done")
+        return _when_told_to_end(verdicts.running_at(notice.at), notice.signal.name)
     if torchrun < 0:
         return Ending(FAILED, f"torchrun was killed by {signal.Signals(-torchrun).name}")
     for status in (FAILED, INTERRUPTED):
@@ -111,13 +147,13 @@ def how_it_ended(torchrun: int, verdicts: Verdicts, asked: signal.Signals | None
     return Ending(FAILED, f"torchrun ended with status {torchrun} {when}")
 
 
-def _when_told_to_end(last: list[Verdict], asked: signal.Signals) -> Ending:
-    """Whether all is saved: with no rank there is nothing to save that the last one hadn't."""
-    if last and all(v.status == 0 for v in last):
-        return Ending(0, "done")
-    if lost := next((v for v in last if v.status not in (0, SAVED)), None):
+def _when_told_to_end(running: list[Verdict], name: str) -> Ending:
+    """Whether all is saved: where no rank ran there was nothing to save that the last one hadn't."""
+    if lost := next((v for v in running if v.status not in (0, SAVED)), None):
         return Ending(FAILED, lost.line if lost.status is not None else _killed(lost))
-    return Ending(SAVED, f"{asked.name}: saved, the same command goes on from there")
+    if not running:
+        return Ending(SAVED, f"{name} while no rank ran: run the same command again")
+    return Ending(SAVED, f"{name}: saved, the same command goes on from there")
 
 
 def _first(verdicts: Iterable[Verdict], statuses: tuple[int, ...]) -> Verdict | None:

@@ -12,13 +12,14 @@ from types import FrameType
 from typing import NamedTuple
 
 from trainwright import verdict
-from trainwright.launch.endings import FAILED, INTERRUPTED, SAVED, Ending, Verdicts, how_it_ended
+from trainwright.errors import INTERRUPTED
+from trainwright.launch.endings import FAILED, SAVED, Ending, Notice, Verdicts, how_it_ended
 from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_parent
 
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
 MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
 AFTER_A_FINAL_VERDICT = 10.0  # seconds: nothing is left to save, and ranks that wait for others never notice
-PROGRESS = 300.0  # seconds that a worker lived after which torchrun counts as working, and relaunches as unused
+PROGRESS = 300.0  # seconds from a worker's first step to its last after which relaunches count as unused
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before the first relaunch, the second, ...; the last from then on
 
 # What the supervisor is told to end by, and what it tells torchrun, which hands it on to the workers.
@@ -40,19 +41,19 @@ class _Asked:
     """The signals that told the supervisor to end, in order."""
 
     def __init__(self) -> None:
-        self.by: list[signal.Signals] = []
+        self.by: list[Notice] = []
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        self.by.append(signal.Signals(number))
+        self.by.append(Notice(signal.Signals(number), time.time()))
 
     @property
-    def first(self) -> signal.Signals | None:
+    def first(self) -> Notice | None:
         return self.by[0] if self.by else None
 
     @property
     def insists(self) -> bool:
         """Whether the keyboard has said so twice: end at once."""
-        return self.by.count(signal.SIGINT) > 1
+        return [notice.signal for notice in self.by].count(signal.SIGINT) > 1
 
 
 class Limits(NamedTuple):
@@ -80,7 +81,7 @@ def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits
         while True:
             _wait(ready, limits.patience, asked)
             if asked.first:
-                return _nothing_ran(asked.first)
+                return _nothing_ran(asked.first.signal)
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
@@ -89,7 +90,7 @@ def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits
                 return ending
             if before and not verdicts.last():  # what ended the last ranks says more than that no other started
                 ending = before
-            used = 0 if verdicts.longest() > PROGRESS else used
+            used = 0 if verdicts.worked() > PROGRESS else used
             if used == limits.relaunches or verdicts.idle() >= limits.patience:
                 return ending
             pause = PAUSES[min(used, len(PAUSES) - 1)]
@@ -122,7 +123,7 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
             time.sleep(POLL)
         if asked.first:
             grace = shutdown + MARGIN
-            process.send_signal(SIGNALS[asked.first])
+            process.send_signal(SIGNALS[asked.first.signal])
         elif process.poll() is None:
             grace = AFTER_A_FINAL_VERDICT
             process.terminate()
@@ -133,9 +134,9 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
             process.kill()
         # Where torchrun itself was killed, its workers still train, and can save.
         crashed = process.wait() < 0 and not asked.by and verdicts.final() is None
-        ending = how_it_ended(process.returncode, verdicts, asked.first)
         end_all_below(shutdown if crashed else 0.0)
-        return ending
+        # Not earlier: a signal that has come since counts too, and so does what the workers did upon it.
+        return how_it_ended(process.returncode, verdicts, asked.first)
     finally:
         if process.poll() is None:
             process.kill()

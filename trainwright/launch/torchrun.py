@@ -48,10 +48,16 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
     limits = Limits(wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
     ending = supervise(torchrun, ready, limits)
     if ending.status:
-        reason = f"{ending.line} ({MEANING[ending.status]})"
+        reason = tell_why(*ending)
         print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)
-        tell_platforms(reason)
     return ending.status
+
+
+def tell_why(status: int, line: str) -> str:
+    """Leave the reason where platforms read it, and return it."""
+    reason = f"{line} ({MEANING[status]})"
+    tell_platforms(reason)
+    return reason
 
 
 def worlds(recipe: Recipe) -> list[int]:

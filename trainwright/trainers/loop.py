@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from trainwright import verdict
 from trainwright.configs.schema import OptimConfig, TrainConfig
 from trainwright.errors import NumericalFailure
 from trainwright.trainers.data.batch import IGNORE, Batch
@@ -85,6 +86,7 @@ def train_steps(
         progress.step += 1
         progress.tokens += target_tokens
         progress.cursor = batch.cursor
+        verdict.worked()
         metrics: Metrics = {
             "step": progress.step,
             "tokens": progress.tokens,

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from trainwright import __version__
+from trainwright import __version__, verdict
 from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.checkpoint.place import Place, place
-
-RELAUNCHES = "TRAINWRIGHT_RELAUNCHES"  # set by `trainwright launch`: how often it has started the agent again
+from trainwright.trainers.parallel.ranks import Ranks
 
 PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datasets")
 
@@ -60,10 +59,17 @@ def set_aside(folder: Path) -> Path | None:
     return folder.rename(aside)
 
 
-def starts_afresh(recipe: Recipe) -> bool:
-    """Whether what is there already is to be left: not once a launcher has restarted the ranks."""
-    restarted = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", RELAUNCHES))
-    return recipe.resume == "none" and not restarted
+def starts_afresh(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether what is there already is to be left: not once a launcher has restarted the ranks.
+
+    A supervisor knows whether workers of its launch have been at the run, however often torchrun has started
+    since. One node of those that are there is enough: the others may be new. All ranks call it.
+    """
+    if verdict.FOLDER in os.environ:
+        restarted = verdict.opened()
+    else:
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return bool(ranks.share(recipe.resume == "none") and not any(ranks.gather(restarted)))
 
 
 def make_room(checkpoints: Place) -> None:

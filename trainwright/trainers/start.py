@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from trainwright import verdict
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, require_whole
 from trainwright.trainers.checkpoint.place import Place, place
@@ -28,9 +29,13 @@ from trainwright.trainers.run_folder import (
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor."""
+    """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor.
+
+    afresh: whether what an earlier run left has to make room.
+    """
 
     checkpoint: Place | None
+    afresh: bool
     progress: Progress
     passed_over: list[tuple[Place, str]]
     deaths: Deaths
@@ -50,15 +55,15 @@ def find_start(recipe: Recipe, ranks: Ranks) -> Start:
         BadRequest: the named checkpoint isn't whole, or is of another stream of data.
     """
     passed_over: list[tuple[Place, str]] = []
-    path, afresh = None, ranks.share(starts_afresh(recipe))
+    path, afresh = None, starts_afresh(recipe, ranks)
     if not afresh:
         path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
         path = require_whole(place(recipe.resume, "resume"), ranks)
     if not ranks.first:
-        return Start(path, *ranks.share(None))
+        return Start(path, afresh, *ranks.share(None))
     deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)
-    return Start(path, *ranks.share((_read_progress(path, recipe), passed_over, deaths)))
+    return Start(path, afresh, *ranks.share((_read_progress(path, recipe), passed_over, deaths)))
 
 
 def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
@@ -71,12 +76,13 @@ def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
     return progress
 
 
-def open_folder(recipe: Recipe, folder: Path, config: str) -> None:
+def open_folder(recipe: Recipe, folder: Path, config: str, afresh: bool) -> None:
     """Make the run's folder, moving aside what a fresh start finds there."""
-    if starts_afresh(recipe):
+    if afresh:
         if recipe.checkpoint.dir is not None:
             make_room(checkpoint_folder(recipe))
         set_aside(folder)
+    verdict.note_opened()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
 

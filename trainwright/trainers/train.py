@@ -63,7 +63,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
         stepper, parameters = build_stepper(recipe, task, ranks, platform, start.checkpoint)
         config = config_text(recipe, platform.describe())
         if ranks.first:
-            open_folder(recipe, folder, config)
+            open_folder(recipe, folder, config, start.afresh)
         wishes = Wishes()
         damaged = [path.name for path, _ in start.passed_over]
         saver = Saver(
