@@ -2,6 +2,9 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from trainwright.errors import BadRequest, NumericalFailure, RunFailed
-from trainwright.trainers.parallel import first_failure
+from trainwright.trainers.parallel import first_failure, ranks
 from trainwright.trainers.parallel.first_failure import lost_peers, say_once
 
 CLOSED = (
@@ -58,10 +61,11 @@ class Run:
 
 @pytest.fixture
 def run(monkeypatch, capfd, tmp_path) -> Iterator[Run]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     monkeypatch.setattr(first_failure, "PATIENCE", 0.3)
     yield Run(monkeypatch, capfd, tmp_path)
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_first_rank_speaks_and_the_others_take_its_status(run: Run):
@@ -103,6 +107,39 @@ def test_a_restarted_run_and_another_run_on_the_same_store_speak_again(run: Run)
     assert run.fails(0, BadRequest("no")) == (2, "trainwright: rank 0: no\n")
     run.set(TORCHELASTIC_RUN_ID="two")
     assert run.fails(2, BadRequest("no")) == (2, "trainwright: rank 2: no\n")
+
+
+def test_another_round_at_the_same_port_speaks_again(run: Run, monkeypatch):
+    for drawn in ("one", "two"):
+        monkeypatch.setattr(ranks, "_round", drawn)
+        assert run.fails(1, BadRequest("no")) == (2, "trainwright: rank 1: no\n")
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_store_that_hangs_keeps_nobody_from_speaking(run: Run, monkeypatch, connected: bool):
+    host = "import torch.distributed as d, signal; s = d.TCPStore('127.0.0.1', 0, is_master=True, "
+    host += "wait_for_workers=False); print(s.port, flush=True); signal.pause()"
+    monkeypatch.setattr(first_failure, "REACH", 0.5)
+    with subprocess.Popen([sys.executable, "-c", host], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            run.set(MASTER_PORT=process.stdout.readline().strip())
+            if connected:
+                store = first_failure._launchers_store()
+                assert store is not None
+                monkeypatch.setattr(first_failure, "_launchers_store", lambda: store)
+            process.send_signal(signal.SIGSTOP)
+            start = time.monotonic()
+            assert run.fails(1, BadRequest("no")) == (2, "trainwright: rank 1: no\n")
+            assert time.monotonic() - start < 5
+        finally:
+            process.kill()
+            for (
+                thread
+            ) in threading.enumerate():  # those that were given up, which say now that the store is gone
+                if thread.name == "within":
+                    thread.join(10)
+            run.capfd.readouterr()
 
 
 def test_ranks_on_several_hosts_name_theirs(run: Run):

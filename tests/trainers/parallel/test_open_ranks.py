@@ -15,7 +15,7 @@ from trainwright.trainers.checkpoint import save
 from trainwright.trainers.checkpoint.load import read_state
 from trainwright.trainers.checkpoint.place import place
 from trainwright.trainers.checkpoint.save import step_names
-from trainwright.trainers.parallel.ranks import Ranks, open_ranks
+from trainwright.trainers.parallel.ranks import Ranks, open_ranks, this_round
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.progress import Progress
 
@@ -36,6 +36,20 @@ def sums_of_three_runs() -> list[float]:
 
 def test_a_launch_may_train_several_times(run_on_ranks):
     assert run_on_ranks(sums_of_three_runs, 3) == [[3.0, 6.0, 9.0]] * 3
+
+
+def what_two_rounds_have_in_common() -> list[str]:
+    found = [this_round()]
+    for _ in range(2):
+        with open_ranks(ParallelConfig(), Cpu()):
+            found.append(this_round())
+    return found
+
+
+def test_the_ranks_of_a_round_know_it_by_what_no_other_has(run_on_ranks):
+    one, other = run_on_ranks(what_two_rounds_have_in_common, 2)
+    assert one[1:] == other[1:]
+    assert len({*one}) == 3
 
 
 def test_an_environment_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatch):

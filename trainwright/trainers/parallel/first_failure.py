@@ -20,14 +20,14 @@ from typing import NamedTuple
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainwright import verdict
-from trainwright.errors import BadNode, TrainwrightError
-from trainwright.trainers.parallel.ranks import attempt
+from trainwright.errors import INTERRUPTED, BadNode, TrainwrightError
+from trainwright.trainers.parallel.ranks import this_round
+from trainwright.trainers.within import within
 
-REACH = 5.0  # seconds to reach the store
+REACH = 5.0  # seconds to reach the store, and those that it has to answer: its process may be stopped
 PATIENCE = (
     2.0  # seconds that a rank which lost its peers leaves to the one with the cause, and any to the speaker
 )
-INTERRUPTED = 130
 
 # What torch says where other ranks are gone or late: gloo, NCCL, the store at the start. All are RuntimeErrors.
 LOST = re.compile(
@@ -51,7 +51,8 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     An interrupt is said by rank 0 and by no other, whichever it hit first.
     """
     # A launcher ends all ranks as soon as one has ended. This one ends by itself, with its own status.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     lost = lost_peers(error) and not isinstance(error, KeyboardInterrupt)
     failure = Failure(_status(error), f"{who()}: {_sentence(error, lost)}")
     shown = f"trainwright: {failure.line}\n"
@@ -139,8 +140,12 @@ def _launchers_store() -> TCPStore | None:
         address = _address()
         # TCPStore prints pages of C++ frames where nobody answers.
         socket.create_connection(address, timeout=REACH).close()
-        return TCPStore(*address, is_master=False, timeout=timedelta(seconds=REACH), wait_for_workers=False)
+        return within(REACH, lambda: _client(*address))
     return None
+
+
+def _client(host: str, port: int) -> TCPStore:
+    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=REACH), wait_for_workers=False)
 
 
 def _address() -> tuple[str, int]:
@@ -152,12 +157,8 @@ def _address() -> tuple[str, int]:
 
 
 def _key(name: str) -> str:
-    """A key of this round of this run: runs may share a store, and a restarted one may speak again.
-
-    What ranks of one round alone have in common is the port that they meet at, or else `attempt`.
-    """
-    run, port = os.environ.get("TORCHELASTIC_RUN_ID", "0"), os.environ.get("MASTER_PORT", "0")
-    return f"trainwright/first_failure/{run}/{port}/{attempt()}/{name}"
+    """A key of this round of this run: runs may share a store, and a restarted one may speak again."""
+    return f"trainwright/first_failure/{os.environ.get('TORCHELASTIC_RUN_ID', '0')}/{this_round()}/{name}"
 
 
 def _said_by_another(store: TCPStore | None, patience: float) -> Failure | None:
@@ -167,14 +168,19 @@ def _said_by_another(store: TCPStore | None, patience: float) -> Failure | None:
     """
     if store is None:
         return None
-    # A store that goes away, or a claimant killed before it spoke: better said twice than by nobody.
+    # A store that goes away or hangs, or a claimant killed before it spoke: better said twice than by nobody.
     with suppress(RuntimeError):
-        _appears(store, _key("claimed"), patience)
-        rank = os.environ["RANK"]
-        if store.compare_set(_key("claimed"), "", rank).decode() == rank:
-            return None
-        if _appears(store, _key("said"), PATIENCE):
-            return Failure(*json.loads(store.get(_key("said"))))
+        return within(patience + PATIENCE + REACH, lambda: _ask(store, patience))
+    return None
+
+
+def _ask(store: TCPStore, patience: float) -> Failure | None:
+    _appears(store, _key("claimed"), patience)
+    rank = os.environ["RANK"]
+    if store.compare_set(_key("claimed"), "", rank).decode() == rank:
+        return None
+    if _appears(store, _key("said"), PATIENCE):
+        return Failure(*json.loads(store.get(_key("said"))))
     return None
 
 
@@ -190,7 +196,7 @@ def _tell(store: TCPStore | None, failure: Failure) -> None:
     """Let the others end, now that this rank has spoken."""
     if store is not None:
         with suppress(RuntimeError):
-            store.set(_key("said"), json.dumps(failure))
+            within(REACH, lambda: store.set(_key("said"), json.dumps(failure)))
 
 
 def for_torchrun(failure: Failure) -> None:

@@ -1,6 +1,7 @@
 """A process among those of its run: the process group, and the mesh of ranks with named axes."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ HOST = torch.device("cpu")
 AXES = ("dp_replicate", "dp_shard", "tp")  # outermost first: tensor-parallel peers are neighbours
 
 ALONE = Degrees()
+
+_round: str | None = None  # what the ranks that this process has met share
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,14 @@ def attempt() -> str:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
 
 
+def this_round() -> str:
+    """What the ranks of this start have in common with no other start, in a store that outlives them.
+
+    It is drawn when the ranks meet. Before that there is only the port where they will, which may come again.
+    """
+    return _round or f"{os.environ.get('MASTER_PORT', '0')}/{attempt()}"
+
+
 @contextmanager
 def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     """Join the run that the launcher's environment describes, and leave it at the end.
@@ -122,7 +133,10 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     # One launch may train several times (--multirun), and start again: each time ranks meet under other keys.
     times = store.add(f"trainwright/{attempt()}/opened/{rank}", 1)
     own_keys = dist.PrefixStore(f"trainwright/{attempt()}/{times}", store)  # type: ignore[attr-defined]
+    drawn = own_keys.compare_set("round", "", secrets.token_hex(8)).decode()
     dist.init_process_group(platform.backend, timeout=TIMEOUT, store=own_keys, rank=rank, world_size=size)
+    global _round
+    _round = drawn  # not before all have it
     degrees = resolve_degrees(parallel, size)
     mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
     replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)
