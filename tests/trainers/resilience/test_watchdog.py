@@ -19,8 +19,9 @@ from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.resilience import beats, watchdog, whereabouts
 from trainwright.trainers.resilience.stacks import all_stacks, collective, place
 from trainwright.trainers.resilience.straggler import Beat, Finding, judge
-from trainwright.trainers.resilience.watchdog import FOREVER, Unanswered, Watchdog, within
+from trainwright.trainers.resilience.watchdog import FOREVER, Watchdog
 from trainwright.trainers.resilience.whereabouts import Whereabouts
+from trainwright.trainers.within import Unanswered, within
 
 QUICK = ResilienceConfig(hang_factor=2.0, hang_floor_s=0.5, start_up_s=60.0)
 

@@ -12,19 +12,17 @@ faulthandler, which needs no lock, ends the process if nobody else does.
 import faulthandler
 import math
 import os
-import queue
 import secrets
 import signal
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar, cast
+from typing import IO, NamedTuple
 
 from trainwright.configs.schema import ResilienceConfig
 from trainwright.trainers.node import node_name
@@ -37,6 +35,7 @@ from trainwright.trainers.resilience.beats import Beats, Judgement
 from trainwright.trainers.resilience.stacks import all_stacks, collective, in_debugger, place
 from trainwright.trainers.resilience.straggler import Beat, Finding, judge
 from trainwright.trainers.resilience.whereabouts import Where, Whereabouts
+from trainwright.trainers.within import Unanswered, within
 from trainwright.verdict import leave
 
 LOOK = 1.0  # seconds between two looks at the main thread
@@ -47,8 +46,6 @@ PARTING = 2.0  # seconds between the finding and the end, in which all ranks lea
 MARGIN = 30.0
 FOREVER = 1e9
 DEBUGGERS = ("debugpy", "pydevd")
-
-T = TypeVar("T")
 
 
 class Peer(NamedTuple):
@@ -67,10 +64,6 @@ class Passing(Observer):
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         self.where.at(self.phase, progress.step)
-
-
-class Unanswered(RuntimeError):
-    """Something that should be quick hangs."""
 
 
 class Watchdog:
@@ -293,30 +286,6 @@ class Watchdog:
         with self._stacks.open("a") as file:
             file.write("\n".join([*lines, "", all_stacks(self._main), ""]))
         self.platform.dump_collectives(self._stacks.with_suffix(".collectives"))
-
-
-def within(seconds: float, act: Callable[[], T]) -> T:
-    """What `act` returns.
-
-    Raises:
-        Unanswered: it hasn't returned after so many seconds; the thread that it is in stays behind.
-    """
-    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put((act(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=run, name="watchdog asks", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise Unanswered(f"no answer within {seconds:.0f} s") from None
-    if error is not None:
-        raise error
-    return cast(T, answer)
 
 
 def _dump_on_request(file: IO[str] | int) -> None:
