@@ -1,13 +1,14 @@
 """What a checkpoint costs the training: its stall beside the same save done synchronously, and the throughput.
 
-    python benchmarks/checkpoint.py            # about twelve minutes on two cores
-    python benchmarks/checkpoint.py --pairs 2
+    python benchmarks/checkpoint.py            # about eight minutes on two cores
+    python benchmarks/checkpoint.py --stretches 3
 
 The state is that of a 46 M Llama with AdamW in fp32: more than 500 MB. Stalls: saves one after another, each
 waited for; the stall is the copy, the whole is what a synchronous save would hold. Throughput: the whole
-`train` path, stretches of 20 steps that begin with a save in turns with stretches that don't, so that both see
-the machine in the same state; quoted is the median of the ratios of neighbours. With one thread the writer has
-a core of its own, as beside a device; with two it takes time from the training.
+`train` path with a save every 20 steps. A save's cost is what the four steps from it on took more than the
+later steps of its own stretch, so that both see the machine in the same state, over the 20 steps; quoted is the
+median. With one thread the writer has a core of its own, as beside a device; with two it takes time from the
+training.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 STRETCH = 20  # steps
+TOUCHED = 4  # of them, that a save may touch: its stall, and the steps while it is written
 WARM = 2  # saves that are not counted
 MARK = "measured="
 
@@ -84,8 +86,8 @@ def measure_stalls(saves: int) -> dict[str, Any]:
     }
 
 
-def measure_throughput(pairs: int) -> dict[str, Any]:
-    """Stretches with and without a save by turns, in one run."""
+def measure_throughput(saves: int) -> dict[str, Any]:
+    """One run that saves at every 20th step."""
     from trainwright.configs.compose import load_recipe
     from trainwright.trainers.observers.base import Metrics, Observer, Progress
     from trainwright.trainers.train import train
@@ -101,20 +103,19 @@ def measure_throughput(pairs: int) -> dict[str, Any]:
 
     clock = Clock()
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        steps = 2 * STRETCH * (pairs + 1)
-        words = [*recipe_words(folder), f"train.steps={steps}", f"checkpoint.every={2 * STRETCH}"]
-        train(load_recipe(words), [clock])
-    # A save's stall and all of its writing fall into the stretch that ends with step 40 k + 19.
-    bounds = clock.times[2 * STRETCH - 2 :: STRETCH]
-    spans = [later - earlier for earlier, later in itertools.pairwise(bounds)]
-    with_save, without = spans[0::2], spans[1::2]
-    both = list(zip(with_save, without, strict=False))
+        words = [f"train.steps={STRETCH * (saves + 1) - 1}", f"checkpoint.every={STRETCH}"]
+        train(load_recipe([*recipe_words(folder), *words]), [clock])
+    steps = [later - earlier for earlier, later in itertools.pairwise(clock.times)]
+    costs, usual = [], []
+    for save in range(STRETCH - 2, len(steps) - STRETCH + 1, STRETCH):  # steps[0] is what step 2 took
+        stretch = steps[save : save + STRETCH]
+        usual.append(statistics.median(stretch[TOUCHED + 1 :]))
+        costs.append((sum(stretch[:TOUCHED]) - TOUCHED * usual[-1]) / (STRETCH * usual[-1]))
     return {
-        "pairs": len(both),
-        "seconds_with_save": round(statistics.median(w for w, _ in both), 3),
-        "seconds_without": round(statistics.median(w for _, w in both), 3),
-        "cost": round(statistics.median(w / wo for w, wo in both) - 1, 4),
-        "cost_of_totals": round(sum(w for w, _ in both) / sum(wo for _, wo in both) - 1, 4),
+        "saves": len(costs),
+        "step_s": round(statistics.median(usual), 3),
+        "cost": round(statistics.median(costs), 4),
+        "costs": [round(cost, 4) for cost in costs],
     }
 
 
@@ -132,7 +133,7 @@ def main() -> None:
     """Measure all, or be one of the measuring processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--saves", type=int, default=7)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--stretches", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
     parser.add_argument("--measure", choices=("stalls", "throughput"), help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
@@ -148,7 +149,7 @@ def main() -> None:
     print(json.dumps(rows["stall"]), flush=True)
     for threads in (1, 2):
         name = f"every_{STRETCH}_steps_{threads}_thread{'s' if threads > 1 else ''}"
-        rows[name] = in_a_process("throughput", threads, args.pairs)
+        rows[name] = in_a_process("throughput", threads, args.stretches)
         print(name, json.dumps(rows[name]), flush=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
