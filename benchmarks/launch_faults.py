@@ -144,7 +144,10 @@ def strike(run: Run, kind: str, name: str) -> None:
         process.terminate()
     elif kind == "node":
         kill(process)
-    elif worker := run.worker(name):
+    else:
+        wait(lambda: run.worker(name) is not None, LIMIT)  # it may be between two rounds
+        if (worker := run.worker(name)) is None:
+            raise AssertionError(f"node {name} has no worker to strike")
         os.kill(worker, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
 
 
