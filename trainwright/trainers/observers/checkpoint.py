@@ -28,7 +28,9 @@ class Checkpoints(Observer):
         self.ranks = ranks
         self._stall = 0.0
         self._interval = math.inf  # seconds
-        self._measures_at: int | None = None  # auto: the step whose save shows what saves cost
+        self._measures_at: int | None = None  # auto: the step whose save is to show what saves cost
+        self._measuring = False  # whether the save that is being written is that one
+        self._step = 0
         self._saved_step = -1
 
     def on_start(self, run: Run, progress: Progress) -> None:
@@ -78,6 +80,7 @@ class Checkpoints(Observer):
 
         Clocks differ: rank 0's is the one that counts.
         """
+        self._step = progress.step
         due = progress.step + 1 == self._measures_at
         late = time.monotonic() - self._begun >= self._interval
         self.wishes.save = self.wishes.save or (self.ranks.first and (due or late))
@@ -89,6 +92,7 @@ class Checkpoints(Observer):
         self._hear(wait=True)
         self.saver.copy(self.state_dict())
         self._stall = time.monotonic() - self._begun
+        self._measuring = self._measures_at is not None
         # Before anything is written: a checkpoint must not reach the disk before the lines of its steps.
         self.run.emit("checkpoint_begun", step=progress.step, stall_s=self._stall)
         self.saver.begin(progress)
@@ -100,13 +104,13 @@ class Checkpoints(Observer):
             return None
         if ended.wrong:
             self.run.emit("checkpoint_failed", step=ended.step, reason=str(ended.wrong))
-            if self._measures_at is not None:
-                self._measures_at = max(self._measures_at, ended.step) + MEASURED_AT
+            if self._measuring:
+                self._measures_at = self._step + MEASURED_AT
             return ended
         self._saved_step, self._path = ended.step, ended.path
         said = {"path": str(ended.path), "write_s": ended.write_s, "bytes": ended.bytes, "waited": wait}
         self.run.emit("checkpoint", step=ended.step, **said)
-        if self._measures_at is not None:
+        if self._measuring:
             self._choose_interval(ended.write_s)
         return ended
 
@@ -117,4 +121,4 @@ class Checkpoints(Observer):
             best = best_interval(self._stall, write_s, 3600 / failures_per_hour)
             self._interval = min(self._interval, best)
             self.run.emit("checkpoint_interval", seconds=best, stall_s=self._stall, write_s=write_s)
-        self._measures_at = None
+        self._measures_at, self._measuring = None, False
