@@ -1,7 +1,8 @@
 """How a worker ended, for the supervisor that started it: launchers keep the exit statuses to themselves.
 
 The supervisor names a folder. Each worker leaves a file there when it starts and puts its exit status and one
-line into it when it ends; where no status stands, the worker was killed.
+line into it when it ends; where no status stands, the worker was killed. A second file's time is the deadline
+by which the worker will have moved it on.
 """
 
 import json
@@ -17,6 +18,7 @@ from trainwright.errors import Preempted
 
 FOLDER = "TRAINWRIGHT_VERDICTS"  # the variable that names the folder, one below that of the whole launch
 OPENED = "opened"  # in the launch's folder
+DEADLINE = ".deadline"  # the suffix of the file whose time is a worker's deadline
 STARTED = time.time()
 NEWS = 60.0  # seconds between two notes of how long a worker has worked
 
@@ -71,6 +73,24 @@ def leave(status: int, line: str = "") -> None:
     _write(status, line)
 
 
+def promise(seconds: float) -> None:
+    """Leave word that this worker promises again, or ends, within so many seconds; else it hangs."""
+    path = _path(DEADLINE)
+    if path is None:
+        return
+    with suppress(OSError):
+        path.touch()
+        # A file's time can be set on a full disk too. The monotonic clock is the same for all processes.
+        os.utime(path, (0, time.monotonic() + seconds))
+
+
+def promise_no_more() -> None:
+    """Take the promise back."""
+    if path := _path(DEADLINE):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def opened() -> bool:
     """Whether this node's part of the launch, of whose processes this is one, has opened the run's folder."""
     return FOLDER in os.environ and (Path(os.environ[FOLDER]).parent / OPENED).exists()
@@ -83,20 +103,24 @@ def note_opened() -> None:
             (Path(os.environ[FOLDER]).parent / OPENED).touch()
 
 
-def _write(status: int | None, line: str) -> None:
+def _path(suffix: str) -> Path | None:
+    """Where this worker's file of that kind is; None without a supervisor."""
     folder = os.environ.get(FOLDER)
-    if folder is None:
+    return Path(folder) / f"{os.environ.get('LOCAL_RANK', '0')}-{os.getpid()}{suffix}" if folder else None
+
+
+def _write(status: int | None, line: str) -> None:
+    path = _path(".json")
+    if path is None:
         return
-    rank, local_rank, pid = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0"), os.getpid()
     said = {
-        "rank": int(rank),
-        "local_rank": int(local_rank),
+        "rank": int(os.environ.get("RANK", "0")),
+        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
         "started": STARTED,
         "worked": 0.0 if _first_step is None else _noted - _first_step,
         "status": status,
         "line": line,
     }
-    path = Path(folder) / f"{local_rank}-{pid}.json"
     with suppress(OSError):  # the supervisor is gone, or its disk is full: the run's own end counts
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(said))

@@ -49,6 +49,11 @@ class Node:
         there = below(self.process.pid)
         return [pid for pid in map(int, self.logs()) if pid in there]
 
+    def children(self) -> list[int]:
+        """The pids of the workers that torchrun has just now, whatever they do."""
+        there = below(self.process.pid)
+        return [pid for pid, parent in there.items() if there.get(parent) == self.process.pid]
+
     def logs(self) -> dict[str, list[list[str]]]:
         """The lines of each of the node's workers, by its pid, in order of their start."""
         paths = sorted(self.run.output.glob(f"{self.name}-*"), key=lambda path: path.stat().st_ctime_ns)

@@ -1,7 +1,6 @@
 """How a run ended: from torchrun's exit status and its workers' verdicts to one status and one sentence."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainwright.errors import INTERRUPTED, BadNode, BadRequest, NumericalFailure, Preempted, RunFailed
+from trainwright.launch.processes import there
 
 # What trying again on this node can't mend: as soon as a worker says so, torchrun, which would try, is ended.
 FINAL = (BadRequest.status, NumericalFailure.status, BadNode.status)
@@ -27,7 +27,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a worker left behind; no status: it runs, or was killed.
+    """What a worker left behind; no status: it runs, or was killed, by one that may have left a line.
 
     worked: the seconds between its first step and its last, or one of the last minute.
     ended: when it left its status, or was first found to be gone without one; None while it runs.
@@ -76,7 +76,7 @@ class Verdicts:
         return found
 
     def _read(self, path: Path) -> Verdict:
-        gone = not _there(int(path.stem.partition("-")[2]))  # asked first: it may leave its status and end now
+        gone = not there(int(path.stem.partition("-")[2]))  # asked first: it may leave its status and end now
         said = json.loads(path.read_text())
         if said["status"] is not None:
             return Verdict(**said, ended=path.stat().st_mtime)
@@ -105,17 +105,6 @@ class Verdicts:
     def final(self) -> Verdict | None:
         """The verdict of any worker so far that makes a restart useless."""
         return _first(self.all(), FINAL)
-
-
-def _there(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def how_it_ended(torchrun: int, verdicts: Verdicts, notice: Notice | None) -> Ending:
@@ -166,7 +155,7 @@ def _status(verdict: Verdict) -> int:
 
 
 def _killed(verdict: Verdict) -> str:
-    return (
+    return verdict.line or (
         f"rank {verdict.rank} ended without a word, which usually means that it was killed, for example "
         "because its machine ran out of memory"
     )

@@ -46,24 +46,35 @@ def below(top: int) -> dict[int, int]:
     return found
 
 
+def there(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def end_all_below(seconds: float) -> None:
     """End all processes below this one: SIGTERM to its children, `seconds` later SIGKILL to all."""
     me = os.getpid()
     until = time.monotonic() + seconds
     told: set[int] = set()
-    while (there := _reaped(below(me), me)) and time.monotonic() < until + UNKILLABLE:
+    while (left := _reaped(below(me), me)) and time.monotonic() < until + UNKILLABLE:
         late = time.monotonic() > until
-        for pid in there if late else {pid for pid, parent in there.items() if parent == me} - told:
+        for pid in left if late else {pid for pid, parent in left.items() if parent == me} - told:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             told.add(pid)
         time.sleep(PAUSE)
 
 
-def _reaped(there: dict[int, int], me: int) -> dict[int, int]:
-    """`there` without the children of `me` that have ended, which are taken off the kernel's list."""
-    left = dict(there)
-    for pid in (pid for pid, parent in there.items() if parent == me):
+def _reaped(found: dict[int, int], me: int) -> dict[int, int]:
+    """`found` without the children of `me` that have ended, which are taken off the kernel's list."""
+    left = dict(found)
+    for pid in (pid for pid, parent in found.items() if parent == me):
         with suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del left[pid]

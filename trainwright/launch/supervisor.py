@@ -14,6 +14,7 @@ from typing import NamedTuple
 from trainwright import verdict
 from trainwright.errors import INTERRUPTED
 from trainwright.launch.endings import FAILED, SAVED, Ending, Notice, Verdicts, how_it_ended
+from trainwright.launch.hung import Hung
 from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_parent
 
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
@@ -117,9 +118,10 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
     process = subprocess.Popen(
         command.words, env=environment, start_new_session=True, preexec_fn=end_with_parent
     )
-    grace = 0.0
+    hung, grace = Hung(verdicts.folder), 0.0
     try:
         while process.poll() is None and not asked.by and verdicts.final() is None:
+            hung.look()
             time.sleep(POLL)
         if asked.first:
             grace = shutdown + MARGIN

@@ -6,7 +6,8 @@ one of the ranks reads all beats twice and judges whom the others wait for; then
 stacks and end.
 
 A main thread that is stuck in C++ with Python's lock stops both threads: its beats stop, and a timer of
-faulthandler, which needs no lock, ends the process if nobody else does.
+faulthandler, which needs no lock, ends the process if nobody else does. A stopped process can't even that: its
+supervisor ends it, for it promises at each look when the next one comes (`verdict.promise`).
 """
 
 import faulthandler
@@ -36,7 +37,7 @@ from trainwright.trainers.resilience.stacks import all_stacks, collective, in_de
 from trainwright.trainers.resilience.straggler import Beat, Finding, judge
 from trainwright.trainers.resilience.whereabouts import Where, Whereabouts
 from trainwright.trainers.within import Unanswered, within
-from trainwright.verdict import leave
+from trainwright.verdict import leave, promise, promise_no_more
 
 LOOK = 1.0  # seconds between two looks at the main thread
 LATE = 5.0  # a look that comes so much too late: the process or the machine was suspended
@@ -44,6 +45,7 @@ REACH = 5.0  # seconds that the store, a disk or the device's library has to ans
 PARTING = 2.0  # seconds between the finding and the end, in which all ranks learn of it and write their stacks
 # Of the timer beyond the bound: the ranks that can speak have spoken by then, and ended this one if they could.
 MARGIN = 30.0
+QUIET = 5.0  # seconds beyond the bound after which the supervisor ends a process that hasn't looked any more
 FOREVER = 1e9
 DEBUGGERS = ("debugpy", "pydevd")
 
@@ -105,6 +107,7 @@ class Watchdog:
         """Watch no more."""
         self._closed.set()
         self._threads[0].join(REACH)
+        promise_no_more()
         faulthandler.cancel_dump_traceback_later()
         if hasattr(faulthandler, "unregister"):
             faulthandler.unregister(signal.SIGUSR2)
@@ -150,6 +153,7 @@ class Watchdog:
             where = self.where.now
             left = self.left(where)
             self._set_timer(max(left, 0.0) + MARGIN)
+            promise(left + QUIET if left > 0 else MARGIN)  # with time to judge, and to say so
             if left > 0:
                 self._release()
             elif time.monotonic() >= ask_at:
@@ -245,6 +249,7 @@ class Watchdog:
 
         A stopped process doesn't act on a launcher's SIGTERM, and SIGKILL comes after all the time to save.
         """
+        promise(MARGIN)
         others = set(self._node()) & set(found.finding.stopped) - {self.ranks.rank}
         stopped = [self.peers[rank].pid for rank in others]
         if self._first_left(found.finding):
