@@ -125,9 +125,9 @@ def test_a_store_that_hangs_keeps_nobody_from_speaking(run: Run, monkeypatch, co
             assert process.stdout
             run.set(MASTER_PORT=process.stdout.readline().strip())
             if connected:
-                store = first_failure._launchers_store()
+                store = first_failure.launchers_store()
                 assert store is not None
-                monkeypatch.setattr(first_failure, "_launchers_store", lambda: store)
+                monkeypatch.setattr(first_failure, "launchers_store", lambda: store)
             process.send_signal(signal.SIGSTOP)
             start = time.monotonic()
             assert run.fails(1, BadRequest("no")) == (2, "trainwright: rank 1: no\n")

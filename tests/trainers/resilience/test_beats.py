@@ -29,7 +29,7 @@ def test_beats_go_on_over_a_new_connection(monkeypatch: pytest.MonkeyPatch):
     closed = Event()
     stores = [Store(2, closed), Store(3, closed, last=True)]
     there = iter([None, stores[0], None, stores[1]])
-    monkeypatch.setattr(first_failure, "_launchers_store", lambda: next(there))
+    monkeypatch.setattr(first_failure, "launchers_store", lambda: next(there))
     beats = Beats("keys", rank=1, size=2)
     beats.interval = 0.01
     beats.beat(lambda number: Beat(number, 0.0, 1, "data", False, "here", 1.0), closed)

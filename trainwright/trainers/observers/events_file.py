@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainwright.trainers.observers.base import Observer
-from trainwright.trainers.observers.json_lines import to_line
+from trainwright.trainers.observers.json_lines import end_torn_line, to_line
 
 
 class EventsFile(Observer):
@@ -22,7 +22,5 @@ class EventsFile(Observer):
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = to_line({"time": time, "event": event, **fields}) + "\n"
         with self.path.open("ab+") as file:
-            # A line that a kill tore stays, as a line of its own, so that it can't spoil this one.
-            if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                line = "\n" + line
+            end_torn_line(file)
             file.write(line.encode())

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from trainwright.trainers.goodput import Tally, summary, tally
 from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
-from trainwright.trainers.observers.json_lines import read_lines
+from trainwright.trainers.observers.json_lines import end_torn_line, read_lines
 
 # The time of the clock when this module came in; the monotonic clock goes on from there, so that a clock that
 # is set while the run is under way takes no second from it and gives it none.
@@ -32,8 +32,7 @@ class Goodput(Observer):
         path = self.folder / "ledger.jsonl"
         self.tally = tally(record for _, record in read_lines(path))
         self.file = path.open("ab+")
-        if self.file.tell() and (self.file.seek(-1, 2), self.file.read(1))[1] != b"\n":
-            self.file.write(b"\n")  # what a kill tore stays, as a line of its own
+        end_torn_line(self.file)
         now, last = _now(), self.tally.last
         # A process that stood ready before the one before it died trained nothing until then. A last mark that
         # is still to come is of a clock that was set back since.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,6 +57,12 @@ def last_record(path: Path) -> dict[str, Any] | None:
             if tail == size:
                 return None
             tail = min(size, 16 * tail)
+
+
+def end_torn_line(file: BinaryIO) -> None:
+    """In a file opened for appending and reading: a line that a kill tore stays, as a line of its own."""
+    if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+        file.write(b"\n")
 
 
 def _plain(value: object) -> object:

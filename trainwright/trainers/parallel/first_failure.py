@@ -21,6 +21,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainwright import verdict
 from trainwright.errors import INTERRUPTED, BadNode, TrainwrightError
+from trainwright.trainers.node import node_name
 from trainwright.trainers.parallel.ranks import this_round
 from trainwright.trainers.within import within
 
@@ -58,7 +59,7 @@ def say_once(error: BaseException, debug: bool = False) -> int:
     shown = f"trainwright: {failure.line}\n"
     if debug or not (lost or isinstance(error, TrainwrightError)):
         shown = f"trainwright: {who()}:\n{''.join(traceback.format_exception(error))}"
-    store = _launchers_store()
+    store = launchers_store()
     said = _said_by_another(store, PATIENCE if lost else 0.0)
     first = said or failure
     if failure.status == BadNode.status:
@@ -83,7 +84,7 @@ def say(failure: Failure, alone: bool = False) -> Failure:
 
     alone: don't ask the others, because the store is what hangs.
     """
-    store = None if alone else _launchers_store()
+    store = None if alone else launchers_store()
     said = _said_by_another(store, 0.0)
     if said is None:
         sys.stderr.write(f"trainwright: {failure.line}\n")
@@ -115,7 +116,7 @@ def who() -> str:
     """The rank, with its host where there are several."""
     rank = f"rank {os.environ['RANK']}"
     one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
-    return rank if one_host else f"{rank} on {socket.gethostname()}"
+    return rank if one_host else f"{rank} on {node_name()}"
 
 
 def _sentence(error: BaseException, lost: bool) -> str:
@@ -134,7 +135,7 @@ def _sentence(error: BaseException, lost: bool) -> str:
     )
 
 
-def _launchers_store() -> TCPStore | None:
+def launchers_store() -> TCPStore | None:
     """A client of its own: the process group's may be broken, or be waited on in another thread."""
     with suppress(OSError, RuntimeError, ValueError, KeyError):
         address = _address()

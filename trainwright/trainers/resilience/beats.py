@@ -85,7 +85,7 @@ class Beats:
         return self._client
 
     def _connect(self) -> TCPStore:
-        store = first_failure._launchers_store()
+        store = first_failure.launchers_store()
         if store is None:
             raise RuntimeError("the launcher's store can't be reached")
         return store
