@@ -157,17 +157,24 @@ def _one_speaker(debug: bool) -> Iterator[None]:
         sys.exit(say_once(error, debug))
 
 
+def _asks_for_help(verb: str, kind: str, choices: dict[str, Verb], words: list[str]) -> bool:
+    """Whether the second word asks for help, which is then printed, or names one of `choices`."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(second_usage(verb, kind, choices), end="")
+        return True
+    if words[0] not in choices:
+        raise BadRequest(f"{words[0]} is not a {kind} of trainwright {verb}: {', '.join(choices)} is")
+    return False
+
+
 def _run(name: str, words: list[str], debug: bool) -> None:
     if name not in VERBS:
         raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
     chosen = VERBS[name]
     if name == "plan":
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(second_usage("plan", "subject", SUBJECTS), end="")
+        if _asks_for_help("plan", "subject", SUBJECTS, words):
             return
         subject, *words = words
-        if subject not in SUBJECTS:
-            raise BadRequest(f"{subject} is not a subject of trainwright plan: {', '.join(SUBJECTS)} is")
         name, chosen = f"plan {subject}", SUBJECTS[subject]
     from trainwright.configs.compose import run_with_recipe
     from trainwright.configs.schema import Recipe
@@ -184,12 +191,9 @@ def _run(name: str, words: list[str], debug: bool) -> None:
 
 def _launch(words: list[str], debug: bool) -> int:
     """The exit status of what `words` launch: a target's name and the words of a recipe."""
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(second_usage("launch", "target", TARGETS), end="")
+    if _asks_for_help("launch", "target", TARGETS, words):
         return 0
     name, *words = words
-    if name not in TARGETS:
-        raise BadRequest(f"{name} is not a target of trainwright launch: {', '.join(TARGETS)} is")
     if {"-m", "--multirun"} & {*words}:
         raise BadRequest("trainwright launch starts one run: leave --multirun out and launch each of the sweep")
     from trainwright.configs.compose import run_with_recipe
