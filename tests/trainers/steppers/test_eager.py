@@ -9,7 +9,8 @@ from trainwright.models.storage import whole_pieces
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.ranks import Ranks
-from trainwright.trainers.steppers.eager import EagerStepper, _sum_of_squares
+from trainwright.trainers.steppers.eager import EagerStepper
+from trainwright.trainers.steppers.updating import sum_of_squares
 
 
 def stepper(recipe: Recipe) -> EagerStepper:
@@ -123,6 +124,6 @@ def test_validation_leaves_no_gradient():
 def test_a_norm_is_that_of_float64_also_over_millions_of_elements():
     # Added up one by one in float32 it would be off by 1e-4, and by another error for each way to cut a weight.
     weight = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
-    found = _sum_of_squares([weight, weight[0]], torch.device("cpu"))
+    found = sum_of_squares([weight, weight[0]], torch.device("cpu"))
     expected = weight.double().square().sum() + weight[0].double().square().sum()
     assert found.double() == pytest.approx(expected.item(), rel=1e-6)
