@@ -18,7 +18,7 @@ from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.parallel import tensor_parallel
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.collectives import _GatherSequence, _Sum, _sum
-from trainwright.trainers.steppers import eager
+from trainwright.trainers.steppers import updating
 from trainwright.trainers.steppers.eager import EagerStepper
 
 STEPS = 10
@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[list[str], list[tuple[Any, str, Any]], str]] = {
     ),
     "weights that are whole on every peer count twice": (
         TP_2,
-        [(eager, "counts_here", lambda weight: True)],
+        [(updating, "counts_here", lambda weight: True)],
         "param_norm",
     ),
     "tensor-parallel peers both bring their loss in": (
