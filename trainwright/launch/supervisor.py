@@ -86,8 +86,10 @@ def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
-            before, ending = ending, _run_once(torchrun(), verdicts, asked, limits.shutdown)
-            if ending.status not in (FAILED, SAVED) or asked.by:
+            status = _run_once(torchrun(), verdicts, asked, limits.shutdown)
+            notice = asked.first  # one that comes from here on finds nothing running
+            before, ending = ending, how_it_ended(status, verdicts, notice)
+            if ending.status not in (FAILED, SAVED) or notice:
                 return ending
             if before and not verdicts.last():  # what ended the last ranks says more than that no other started
                 ending = before
@@ -112,8 +114,8 @@ def _nothing_ran(asked: signal.Signals) -> Ending:
     return Ending(status, f"{asked.name} before torchrun had started: run the same command again")
 
 
-def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float) -> Ending:
-    """One torchrun from its start until nothing of it is left."""
+def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float) -> int:
+    """The exit status of one torchrun, from its start until nothing of it is left."""
     environment = {**command.environment, verdict.FOLDER: str(verdicts.folder)}
     process = subprocess.Popen(
         command.words, env=environment, start_new_session=True, preexec_fn=end_with_parent
@@ -137,8 +139,7 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
         # Where torchrun itself was killed, its workers still train, and can save.
         crashed = process.wait() < 0 and not asked.by and verdicts.final() is None
         end_all_below(shutdown if crashed else 0.0)
-        # Not earlier: a signal that has come since counts too, and so does what the workers did upon it.
-        return how_it_ended(process.returncode, verdicts, asked.first)
+        return process.returncode
     finally:
         if process.poll() is None:
             process.kill()
