@@ -139,7 +139,7 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
         # Where torchrun itself was killed, its workers still train, and can save.
         crashed = process.wait() < 0 and not asked.by and verdicts.final() is None
         end_all_below(shutdown if crashed else 0.0)
-        return process.returncode
+        return process.wait()
     finally:
         if process.poll() is None:
             process.kill()
