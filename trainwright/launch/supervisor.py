@@ -78,7 +78,7 @@ def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits
     adopt_orphans()
     with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
         starts = used = 0
-        ending = None
+        ending: Ending | None = None
         while True:
             _wait(ready, limits.patience, asked)
             if asked.first:
