@@ -39,10 +39,12 @@ class _Weight(NamedTuple):
 
 
 def write_to(pieces: Mapping[str, Piece]) -> Write:
-    """What `load_hf` needs to fill `pieces` of stored parameters in place, in their own dtype."""
+    """What `load_hf` needs to fill `pieces` of stored parameters in place, in their own dtype; others it leaves."""
 
     @torch.no_grad()
     def write(stored: str, rows: Tensor | None, values: Tensor) -> None:
+        if stored not in pieces:  # of a part of the model that is elsewhere
+            return
         piece = pieces[stored]
         own, here = piece.rows_of(rows)
         if values.dim() > 1:

@@ -137,17 +137,29 @@ class Head(Linear):
 
 
 class Llama(nn.Module):
-    """A Llama decoder. Its weights hold nothing until `init_weights` or a checkpoint fills them."""
+    """A Llama decoder. Its weights hold nothing until `init_weights` or a checkpoint fills them.
 
-    def __init__(self, config: ModelConfig, kernel: AttentionKernel | None = None) -> None:
+    layers: make only the part of it that has these, under their numbers in the whole. The part with the first
+    has the embedding too, the part with the last the final norm and the head.
+    """
+
+    def __init__(
+        self, config: ModelConfig, kernel: AttentionKernel | None = None, layers: range | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.kernel = kernel or Sdpa()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, self.kernel) for _ in range(config.num_hidden_layers))
-        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
+        own = range(config.num_hidden_layers) if layers is None else layers
+        self.begins, self.ends = own.start == 0, own.stop == config.num_hidden_layers
+        if self.begins:
+            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList()
+        for number in own:
+            self.layers.add_module(str(number), Block(config, self.kernel))
+        if self.ends:
+            self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+            self.lm_head = Head(config.hidden_size, config.vocab_size)
+        if self.begins and self.ends and config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.angles = inverse_frequencies(config)
 
@@ -157,8 +169,12 @@ class Llama(nn.Module):
         documents: Tensor | None = None,
         targets: Tensor | None = None,
         cache: list[LayerCache] | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, vocabulary) of `tokens` (B, T); with `targets` (B, T) the summed loss in nats.
+
+        A part without the last layer gives its last layer's output, (B, T, D); a part without the first takes
+        that of the part before as `hidden`.
 
         documents: (B, T) non-decreasing numbers; tokens attend within their own. None: one a sequence.
         cache: what earlier tokens left, one entry a layer; it takes these in.
@@ -166,11 +182,11 @@ class Llama(nn.Module):
         Positions count from the sequence's start also where a document starts later: rotary attention
         depends on differences of positions only.
         """
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens) if hidden is None else hidden
         start = 0 if cache is None else cache[0].length
         rope = rope_tables(self.angles.to(x.device), start, tokens.shape[1], x.dtype)
         mask = None if documents is None else self.kernel.mask(documents)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, None if cache is None else cache[index])
-        result: Tensor = self.lm_head(self.norm(x), targets)
+        result: Tensor = self.lm_head(self.norm(x), targets) if self.ends else x
         return result

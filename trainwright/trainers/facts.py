@@ -21,8 +21,8 @@ class Count(NamedTuple):
 
 
 def count(batch: Batch, ranks: Ranks) -> list[float]:
-    """The rank's share of the numbers that `counted` reads; of tensor-parallel peers one brings them in."""
-    if ranks.tp_rank > 0:
+    """The rank's share of the numbers that `counted` reads; of ranks with the same sequences one brings them in."""
+    if not ranks.reads:
         return [0.0, 0.0, 0.0]
     targets = int((batch.targets != IGNORE).sum())
     return [float(targets >> LOW_BITS), float(targets & ((1 << LOW_BITS) - 1)), float(not batch.ended)]

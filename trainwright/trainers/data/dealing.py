@@ -1,24 +1,14 @@
 """How the lanes are dealt to the data-parallel ranks, and the cursor cut and put together by it."""
 
-import math
-
 import numpy as np
 
+from trainwright.configs.degrees import rows_in_a_batch as rows_in_a_batch  # the stream takes it from here
 from trainwright.trainers.parallel.ranks import Ranks
 
 
 def owned_lanes(lanes: int, rank: int, ranks: int) -> range:
     """The contiguous lanes of a data-parallel rank, dealt as evenly as they go."""
     return range(rank * lanes // ranks, (rank + 1) * lanes // ranks)
-
-
-def rows_in_a_batch(lanes: int, batch_size: int, ranks: int) -> int:
-    """The most rows that any of `ranks` ranks has in any batch: all fill theirs up to it.
-
-    A rank's run of ceil(lanes / ranks) lanes has at most a turn's share of them, rounded up, in each turn.
-    """
-    sequences = max(1, batch_size // lanes)  # of each lane
-    return sequences * math.ceil(min(lanes, batch_size) / ranks)
 
 
 def own_cursor(whole: np.ndarray, ranks: Ranks) -> np.ndarray:
@@ -29,5 +19,5 @@ def own_cursor(whole: np.ndarray, ranks: Ranks) -> np.ndarray:
 
 def whole_cursor(own: np.ndarray, ranks: Ranks) -> np.ndarray:
     """The whole cursor, (lanes, width), from every rank's rows of it; all ranks must call it."""
-    rows = dict(ranks.gather((ranks.data_rank, own)))  # tensor-parallel peers have the same rows
+    rows = dict(ranks.gather((ranks.data_rank, own)))  # ranks with the same sequences have the same rows
     return np.concatenate([rows[rank] for rank in range(ranks.data_ranks)])

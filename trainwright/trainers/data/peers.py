@@ -1,4 +1,4 @@
-"""Batches from the rank that makes them to its tensor-parallel peers.
+"""Batches from the rank that makes them to those that work on them with it.
 
 A batch travels in one broadcast: the bytes of its tensors, its cursor and its other fields in a row. All
 batches of a run of them have the same shape, which goes ahead of the first.

@@ -1,8 +1,8 @@
 """The data of a run of many ranks: what is read, made and computed once, and shared.
 
-Of tensor-parallel peers, which train on the same sequences, only the first reads. On each node one rank
-opens files first, so that the others find the indexes in data.cache_dir. All ranks must call each of these
-functions, in the same order.
+Of peers, the tensor-parallel and pipeline ranks that train on the same sequences, only the first reads. On each
+node one rank opens files first, so that the others find the indexes in data.cache_dir. All ranks must call each
+of these functions, in the same order.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 
 import numpy as np
-from torch.distributed import ProcessGroup
 
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.data.batch import Batch
@@ -38,41 +37,36 @@ def shared_horizon(recipe: Recipe, tokenizer: Tokenizer, ranks: Ranks) -> int | 
 def open_shared_stream(
     recipe: Recipe, tokenizer: Tokenizer, ranks: Ranks, cursor: np.ndarray | None = None
 ) -> Iterator[Iterator[Batch]]:
-    """`open_stream` for this rank's share of the lanes; tensor-parallel peers must take each batch together.
+    """`open_stream` for this rank's share of the lanes; peers must take each batch together.
 
     cursor: the whole cursor, (lanes, width), wherever this rank reads.
     """
     with ExitStack() as stack:
         with ranks.one_a_node_first():
             stream = None
-            if ranks.tp_rank == 0:
+            if ranks.reads:
                 stream = stack.enter_context(
                     open_stream(recipe, tokenizer, rank=ranks.data_rank, ranks=ranks.data_ranks, cursor=cursor)
                 )
         if stream is None:
-            yield take(_peers(ranks))
+            assert ranks.peers is not None
+            yield take(ranks.peers)
         else:
-            yield stream if ranks.degrees.tp == 1 else give(stream, _peers(ranks))
+            yield stream if ranks.peers is None else give(stream, ranks.peers)
 
 
 def open_shared_validation(recipe: Recipe, tokenizer: Tokenizer, ranks: Ranks) -> list[Batch] | None:
     """`open_validation` for this rank's share of the sequences."""
     batches = None
     with ranks.one_a_node_first():
-        if ranks.tp_rank == 0:
+        if ranks.reads:
             batches = open_validation(recipe, tokenizer, rank=ranks.data_rank, ranks=ranks.data_ranks)
-    if ranks.degrees.tp == 1:
+    if ranks.peers is None:
         return batches
-    peers = _peers(ranks)
-    if ranks.tp_rank == 0:
-        give_count(len(batches or []), peers)
-        for _ in give(batches or [], peers):
+    if ranks.reads:
+        give_count(len(batches or []), ranks.peers)
+        for _ in give(batches or [], ranks.peers):
             pass
-    elif count := take_count(peers):
-        batches = list(islice(take(peers), count))
+    elif count := take_count(ranks.peers):
+        batches = list(islice(take(ranks.peers), count))
     return batches
-
-
-def _peers(ranks: Ranks) -> ProcessGroup:
-    assert ranks.mesh is not None
-    return ranks.mesh["tp"].get_group()

@@ -21,7 +21,8 @@ from trainwright.trainers.platform.base import Platform
 
 TIMEOUT = timedelta(minutes=30)  # of every collective; the first may wait for another rank to index its data
 HOST = torch.device("cpu")
-AXES = ("dp_replicate", "dp_shard", "tp")  # outermost first: tensor-parallel peers are neighbours
+# Outermost first: tensor-parallel peers are neighbours, and a pipeline may reach from node to node.
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
 ALONE = Degrees()
 
@@ -32,9 +33,11 @@ _round: str | None = None  # what the ranks that this process has met share
 class Ranks:
     """Where this process stands. `Ranks()` is a process on its own, without a process group.
 
-    mesh: the ranks as an array of shape (dp_replicate, dp_shard, tp), its axes named by AXES.
-    data_rank, data_ranks: which share of every global batch is this rank's, the same for tensor-parallel peers.
-    tp_rank: which part of every cut weight is this rank's.
+    mesh: the ranks as an array of shape (pp, dp_replicate, dp_shard, tp), its axes named by AXES.
+    data_rank, data_ranks: which share of every global batch is this rank's; the same for the ranks that work on
+    it together, the pipeline's and the tensor-parallel ones.
+    tp_rank: which part of every cut weight is this rank's. pp_rank: its place in the pipeline.
+    peers: the group of the ranks with this data_rank; None where this is the only one.
     """
 
     rank: int = 0
@@ -44,13 +47,20 @@ class Ranks:
     data_rank: int = 0
     data_ranks: int = 1
     tp_rank: int = 0
+    pp_rank: int = 0
     mesh: DeviceMesh | None = None
+    peers: dist.ProcessGroup | None = None
     group: dist.ProcessGroup | None = None  # that they communicate in; None is torch's default group
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0: the one that speaks and writes the run's files."""
         return self.rank == 0
+
+    @property
+    def reads(self) -> bool:
+        """Whether this is the first of the ranks with its data_rank: the one that reads and counts for them."""
+        return self.tp_rank == 0 and self.pp_rank == 0
 
     @property
     def nodes(self) -> int:
@@ -113,6 +123,21 @@ def this_round() -> str:
     return _round or f"{os.environ.get('MASTER_PORT', '0')}/{attempt()}"
 
 
+def _peers(mesh: DeviceMesh, degrees: Degrees) -> dist.ProcessGroup | None:
+    """The group of the ranks that have this one's data_rank; all ranks must call it."""
+    if degrees.pp == 1:
+        return mesh["tp"].get_group() if degrees.tp > 1 else None
+    if degrees.data == 1:
+        return dist.group.WORLD
+    own = None
+    for data_rank in range(degrees.data):
+        ranks = mesh.mesh.flatten(1, 2)[:, data_rank].flatten().tolist()
+        group = dist.new_group(ranks, timeout=TIMEOUT, group_desc="peers")
+        if dist.get_rank() in ranks:
+            own = group
+    return own
+
+
 @contextmanager
 def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     """Join the run that the launcher's environment describes, and leave it at the end.
@@ -139,7 +164,7 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     _round = drawn  # not before all have it
     degrees = resolve_degrees(parallel, size)
     mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
-    replica, shard, tp = mesh.get_coordinate() or (0, 0, 0)
+    stage, replica, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
     yield Ranks(
         rank=rank,
         size=size,
@@ -148,7 +173,9 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
         data_rank=replica * degrees.dp_shard + shard,
         data_ranks=degrees.data,
         tp_rank=tp,
+        pp_rank=stage,
         mesh=mesh,
+        peers=_peers(mesh, degrees),
     )
     # Not after an error: leaving waits for peers, and this rank has to say first what is wrong.
     dist.destroy_process_group()

@@ -43,8 +43,8 @@ class Pace(Observer):
         """Seconds of this rank's own work in the step that has just been made."""
         took, worked, by_clock = self.where.took, self.where.worked, self.where.has_clock
         work = worked["forward_backward"] + worked["update"] + (worked["agree"] if by_clock else 0.0)
-        # Tensor-parallel peers get their data from the first of them, and so wait for another.
-        return work + (took["data"] if self.ranks.tp_rank == 0 else worked["data"] if by_clock else 0.0)
+        # Ranks with the same sequences get them from the first of them, and so wait for another.
+        return work + (took["data"] if self.ranks.reads else worked["data"] if by_clock else 0.0)
 
     def _tell(self, step: int, medians: list[float]) -> None:
         """By rank 0 alone; on the others nobody listens."""

@@ -17,7 +17,10 @@ COLLECTIVES = (
     "trainwright/trainers/parallel/collectives.py",
     "trainwright/trainers/parallel/direct.py",
 )
-DEVICE_WAITS = {("trainwright/trainers/facts.py", "read")}
+WAITS = {
+    ("trainwright/trainers/facts.py", "read"),
+    ("torch/distributed/pipelining/schedules.py", "_wait_batch_p2p"),
+}
 TRANSPORT = (*COLLECTIVES, "trainwright/trainers/parallel/ranks.py")  # who calls these is of interest
 ROOT = os.path.dirname(trainwright.__file__).replace("\\", "/")
 PACKAGES = re.compile(
@@ -90,4 +93,4 @@ def _ours(frame: FrameType) -> bool:
 def _waits(frame: FrameType) -> bool:
     if _file(frame).endswith(COLLECTIVES):
         return True
-    return any(_file(frame).endswith(file) and frame.f_code.co_name == name for file, name in DEVICE_WAITS)
+    return any(_file(frame).endswith(file) and frame.f_code.co_name == name for file, name in WAITS)

@@ -20,8 +20,11 @@ class Task(Protocol):
     All ranks call every method but `sample`, which rank 0 calls, and in the same order: some communicate.
     """
 
-    def build_model(self, platform: Platform) -> nn.Module:
-        """The model, fp32, on the meta device: its parameters have shapes and no memory."""
+    def build_model(self, platform: Platform, layers: range | None = None) -> nn.Module:
+        """The model, fp32, on the meta device: its parameters have shapes and no memory.
+
+        layers: only the part of it that has these, for a stage of a pipeline.
+        """
 
     def plan(self) -> tuple[Plan, Units]:
         """How the model is cut by tensor parallelism, and what data-parallel ranks gather together."""
@@ -35,8 +38,11 @@ class Task(Protocol):
     def open_validation(self) -> list[Batch] | None:
         """The rank's validation batches, the same each time; None where nothing is held out."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of the losses of a micro-batch's target tokens, in nats, a scalar."""
+    def loss(self, model: nn.Module, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """The sum of the losses of a micro-batch's target tokens, in nats, a scalar.
+
+        Of a part of the model that isn't the last: what the part after it needs, which gets it as `hidden`.
+        """
 
     def sample(self, checkpoint: Place) -> dict[str, Any] | None:
         """Something that shows a person what the model has learnt: the fields of a `sample` event."""
