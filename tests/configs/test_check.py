@@ -63,6 +63,25 @@ def refusal(*overrides: str) -> str:
         (["data=text"], "data.paths is empty: name the files, folders or globs of format text"),
         (["data=text", "data.paths=[no.txt]"], "data.paths: no.txt doesn't exist"),
         (["data=text", "data.paths=['no*.txt']"], "data.paths: no file matches no*.txt"),
+        (
+            ["data.tokenizer.vocab_size=null"],
+            "data.tokenizer.path is null and data.tokenizer.vocab_size=null trains none: "
+            "name a tokenizer.json or a folder with one",
+        ),
+        (
+            ["train.recompute_keep=[attention,qkv]"],
+            "train.recompute_keep takes matmul, attention, qkv_proj, o_proj, gate_up_proj, down_proj, "
+            "not 'qkv'; the nearest is qkv_proj",
+        ),
+        (
+            ["train.recompute_keep=[gate_up_proj]", "model.coalesce=false"],
+            "train.recompute_keep takes matmul, attention, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+            "down_proj, not 'gate_up_proj'; the nearest is gate_proj",
+        ),
+        (
+            ["train.recompute_keep=[]", "train.activation_checkpointing=selective"],
+            "train.recompute_keep is empty: train.activation_checkpointing=full makes everything again",
+        ),
         (["data.tokenizer.path=no.json"], "data.tokenizer.path: no.json doesn't exist"),
         (["data.validation.fraction=1"], "data.validation.fraction=1.0 must be at least 0 and below 1"),
         (

@@ -6,7 +6,7 @@ import torch
 from trainwright.configs.schema import ModelConfig
 from trainwright.models import init
 from trainwright.models.counter_random import key_of, normal
-from trainwright.models.init import init_weights
+from trainwright.models.init import init_weights, initial_norm
 from trainwright.models.llama import Llama
 from trainwright.models.storage import stored_weights, whole_pieces
 
@@ -90,3 +90,51 @@ def test_low_precision_starts_from_the_same_numbers_rounded(config):
     init_weights(whole_pieces(low), config, 0)
     for name, parameter in initial(config).state_dict().items():
         assert torch.equal(low.state_dict()[name], parameter.bfloat16()), name
+
+
+ADDED = ("o_proj", "down_proj")
+
+
+def test_scaled_initialisation_changes_what_is_added_to_the_stream_and_nothing_else(config):
+    plain, scaled = separate(initial(config)), separate(initial(config, scaled_init=True))
+    factor = 1 / math.sqrt(2 * config.num_hidden_layers)
+    for name, weight in plain.items():
+        if name.split(".")[-2] in ADDED:
+            torch.testing.assert_close(scaled[name], weight * factor, rtol=1e-6, atol=0)
+        else:
+            assert torch.equal(scaled[name], weight), name
+
+
+def test_scaled_initialisation_is_the_same_coalesced_or_not(shape):
+    one, other = (separate(initial(shape, coalesce=coalesce, scaled_init=True)) for coalesce in (True, False))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_norm_of_the_initial_weights_is_the_expected_one(config, scaled):
+    config.scaled_init = scaled
+    model = initial(config)
+    norm = math.sqrt(sum(float(weight.detach().double().square().sum()) for weight in model.parameters()))
+    elements = sum(weight.numel() for weight in model.parameters() if weight.dim() > 1)
+    assert abs(norm / initial_norm(config) - 1) < 5 / math.sqrt(2 * elements)
+
+
+@pytest.mark.parametrize(
+    ("changes", "norm"),
+    [
+        ({}, 1720.9),
+        ({"scaled_init": True}, 1477.2),
+        ({"initializer_range": 0.021}, 1799.4),
+        ({"initializer_range": 0.021, "scaled_init": True}, 1542.2),
+    ],
+)
+def test_the_norms_of_llama2_7b_that_the_docs_name(changes, norm):
+    config = ModelConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        **changes,
+    )
+    assert round(initial_norm(config), 1) == norm

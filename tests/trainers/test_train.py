@@ -69,7 +69,7 @@ def test_a_run_leaves_what_the_design_promises(
     assert list((folder / "tensorboard").iterdir())
     happened = [e["event"] for e in lines(folder / "events.jsonl") if e["event"] != "checkpoint_begun"]
     saved = ["checkpoint"] * 3
-    assert happened == ["start", "health", "unigram", *saved, "sample", "goodput", "stop"]
+    assert happened == ["start", "health", "unigram", "initial_norm", *saved, "sample", "goodput", "stop"]
     printed = capsys.readouterr().out
     assert "step=12 loss=" in printed
     assert f"report={folder / 'report.html'}" in printed

@@ -3,6 +3,7 @@
 Each check yields sentences; all that apply are reported together.
 """
 
+import difflib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.configs.blocks import gate_up_block
-from trainwright.configs.degrees import resolve_degrees, world_size
+from trainwright.configs.degrees import (
+    STAGES,
+    Degrees,
+    resolve_degrees,
+    rows_in_a_batch,
+    stages_per_rank,
+    world_size,
+)
+from trainwright.configs.projections import projections
 from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceConfig
 from trainwright.errors import BadRequest
 
@@ -67,9 +76,12 @@ POSITIVE = [
     "checkpoint.keep",
     "checkpoint.keep_every",
     "monitor.every",
+    "stability.window",
+    "stability.persistent",
     "parallel.dp_replicate",
     "parallel.tp",
     "parallel.pp",
+    "parallel.pp_stages",
     "parallel.ep",
     "launch.procs_per_node",
     "cluster.nodes",
@@ -105,6 +117,11 @@ RANGES = (
     ("resilience.hang_floor_s", 1.0, math.inf),
     ("resilience.start_up_s", 0.0, math.inf),
     ("resilience.slow_factor", 1.0, math.inf),
+    ("stability.margin", 0.0, math.inf),
+    ("stability.relative_margin", 0.0, math.inf),
+    ("stability.rise", 1.0, math.inf),
+    ("stability.drift", 1.0, math.inf),
+    ("stability.rollbacks", 0, math.inf),
     ("health.bandwidth_gb_s", 0.0, math.inf),
     ("health.memory_gib", 0.0, math.inf),
     ("health.disk_gib", 0.0, math.inf),
@@ -159,6 +176,14 @@ def _saving(recipe: Recipe) -> Iterator[str]:
         yield f"checkpoint.every={every} must be a number of steps of at least 1, or auto, or null"
 
 
+def _stability(recipe: Recipe) -> Iterator[str]:
+    stability, checkpoint = recipe.stability, recipe.checkpoint
+    if checkpoint.every is None and checkpoint.minutes is None:
+        for key in ("on_spike", "on_persistent", "on_nonfinite"):
+            if getattr(stability, key) == "rollback":
+                yield f"stability.{key}=rollback has no checkpoint to go back to: give checkpoint.every"
+
+
 def _model(recipe: Recipe) -> Iterator[str]:
     model: ModelConfig = recipe.model
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
@@ -207,6 +232,23 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
         yield f"optim.clip={optim.clip} must be above 0; optim.clip=null switches clipping off"
 
 
+def _recompute(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    words = ("matmul", "attention", *projections(recipe.model.coalesce))
+    for word in train.recompute_keep:
+        if word not in words:
+            (nearest,) = difflib.get_close_matches(word, words, n=1, cutoff=0.0)
+            yield f"train.recompute_keep takes {', '.join(words)}, not {word!r}; the nearest is {nearest}"
+    if train.activation_checkpointing == "selective" and not train.recompute_keep:
+        yield "train.recompute_keep is empty: train.activation_checkpointing=full makes everything again"
+
+
+def _precision(recipe: Recipe) -> Iterator[str]:
+    mode, rounding = recipe.precision.mode, recipe.precision.rounding
+    if rounding == "hardware" and mode != "bf16_sr":
+        yield f"precision.rounding=hardware goes with precision=bf16_sr, not {mode}; drop one of them"
+
+
 def _sources(recipe: Recipe) -> Iterator[str]:
     data: DataConfig = recipe.data
     named = {f"data.mix.{name}": source for name, source in data.mix.items()} or {"data": data}
@@ -224,6 +266,11 @@ def _sources(recipe: Recipe) -> Iterator[str]:
         yield f"data.validation.fraction={data.validation.fraction} must be at least 0 and below 1"
     if data.tokenizer.path is not None:
         yield from _missing("data.tokenizer.path", data.tokenizer.path)
+    elif data.tokenizer.vocab_size is None:
+        yield (
+            "data.tokenizer.path is null and data.tokenizer.vocab_size=null trains none: name a tokenizer.json "
+            "or a folder with one"
+        )
     elif data.tokenizer.vocab_size > recipe.model.vocab_size:
         yield (
             f"model.vocab_size={recipe.model.vocab_size} is smaller than the tokenizer's "
@@ -256,35 +303,34 @@ def _missing(key: str, path: str) -> Iterator[str]:
 
 def _layout(recipe: Recipe, worlds: Sequence[int] | None) -> Iterator[str]:
     parallel = recipe.parallel
-    for axis, name in (("pp", "pipeline"), ("ep", "expert")):
-        if getattr(parallel, axis) > 1:
-            degree = f"parallel.{axis}={getattr(parallel, axis)}"
-            yield f"{degree}: this version has no {name} parallelism yet; set parallel.{axis}=1"
+    if parallel.ep > 1:
+        yield f"parallel.ep={parallel.ep}: this version has no expert parallelism yet; set parallel.ep=1"
     said_world = os.environ.get("WORLD_SIZE", "1")
     if worlds is None and not said_world.isdigit():
         yield f"WORLD_SIZE={said_world} in the environment is no number: unset it or start with torchrun"
         return
     if parallel.dp_shard < 1 and parallel.dp_shard != -1:
         yield f"parallel.dp_shard={parallel.dp_shard} must be at least 1, or -1 for the ranks that are left"
-    elif parallel.dp_replicate > 0 and parallel.tp > 0:  # else _signs has said it
+    elif min(parallel.dp_replicate, parallel.tp, parallel.pp) > 0:  # else _signs has said it
         for world in (world_size(),) if worlds is None else worlds:
             if said := list(_ranks(recipe, world)):  # one world that doesn't fit says enough
                 yield from said
                 break
         yield from _tensor_parallel(recipe)
+        yield from _pipeline(recipe)
 
 
 def _ranks(recipe: Recipe, world: int) -> Iterator[str]:
     """Whether the degrees make `world` ranks, and each has a share of the batch."""
     parallel = recipe.parallel
     rest = parallel.dp_shard == -1
-    degrees = {axis: getattr(parallel, axis) for axis in ("dp_replicate", "dp_shard", "tp")}
+    degrees = {axis: getattr(parallel, axis) for axis in ("pp", "dp_replicate", "dp_shard", "tp")}
     said = " x ".join(
         f"parallel.{axis}={degree}"
         for axis, degree in degrees.items()
         if degree > 1 or (axis == "dp_shard" and not rest)
     )
-    fixed = parallel.dp_replicate * parallel.tp
+    fixed = parallel.pp * parallel.dp_replicate * parallel.tp
     needed = fixed * parallel.dp_shard
     if rest and world % fixed:
         yield f"{said} needs a multiple of {fixed} ranks and this run has {world}"
@@ -297,6 +343,86 @@ def _ranks(recipe: Recipe, world: int) -> Iterator[str]:
             number = attrgetter(key)(recipe)
             if number is not None and 0 < number < data_ranks:
                 yield f"{key}={number} must be at least {data_ranks}, the number of data-parallel ranks"
+        yield from _reduction(recipe, resolve_degrees(parallel, world))
+        yield from _scheduled(recipe, resolve_degrees(parallel, world))
+
+
+def _reduction(recipe: Recipe, degrees: Degrees) -> Iterator[str]:
+    """Micro-batches add up in fp32: where FSDP adds them up in the dtype that travels, that has to be fp32."""
+    train, parallel = recipe.train, recipe.parallel
+    lanes = recipe.data.lanes or train.global_batch_size
+    if recipe.precision.reduce == "fp32" or degrees.data == 1 or lanes < 1 or train.micro_batch_size < 1:
+        return
+    several = rows_in_a_batch(lanes, train.global_batch_size, degrees.data) > train.micro_batch_size
+    if several and (parallel.zero <= 1 or degrees.dp_replicate > 1):
+        yield (
+            "precision.reduce=bf16 would add up micro-batches in bf16 under parallel.zero=0 and 1 and under "
+            "parallel.dp_replicate: raise train.micro_batch_size, or use precision.reduce=fp32"
+        )
+
+
+def _scheduled(recipe: Recipe, degrees: Degrees) -> Iterator[str]:
+    """Whether the pipeline's schedule can take each rank's micro-batches, and how gradients are reduced."""
+    train, pp, schedule = recipe.train, degrees.pp, recipe.parallel.pp_schedule
+    lanes = recipe.data.lanes or train.global_batch_size
+    if pp == 1 or min(lanes, train.global_batch_size, train.micro_batch_size) < 1:
+        return
+    rows = rows_in_a_batch(lanes, train.global_batch_size, degrees.data)
+    has = math.ceil(rows / train.micro_batch_size)
+    fits = [
+        size
+        for size in range(1, rows + 1)
+        if train.global_batch_size % size == 0 and _takes(schedule, pp, math.ceil(rows / size))
+    ]
+    if not _takes(schedule, pp, has):
+        needs = f"at least {pp}" if schedule == "1f1b" else f"a multiple of {pp}"
+        change = (
+            f"train.micro_batch_size={max(fits)} would do"
+            if fits
+            else f"train.global_batch_size={pp * degrees.data} with train.micro_batch_size=1 would do"
+        )
+        yield (
+            f"parallel.pp={pp} with parallel.pp_schedule={schedule} takes {needs} micro-batches, and each "
+            f"data-parallel rank has {has}; {change}"
+        )
+    if schedule == "zero_bubble" and degrees.data > 1 and recipe.parallel.zero > 1:
+        yield (
+            f"parallel.pp_schedule=zero_bubble keeps gradients whole until the step's end, which "
+            f"parallel.zero={recipe.parallel.zero} doesn't: set parallel.zero=1 or 0"
+        )
+
+
+def _takes(schedule: str, pp: int, micro_batches: int) -> bool:
+    """Whether a schedule of `pp` ranks can take so many micro-batches; PyTorch's own conditions.
+
+    1F1B needs one for each rank. The interleaved ones go in micro_batches // pp rounds of equal length.
+    """
+    return micro_batches >= pp if schedule == "1f1b" else micro_batches % max(1, micro_batches // pp) == 0
+
+
+def _pipeline(recipe: Recipe) -> Iterator[str]:
+    """Whether the model can be cut into the pipeline's stages."""
+    parallel, model = recipe.parallel, recipe.model
+    if parallel.pp == 1 or parallel.pp_schedule not in STAGES:  # _words has said it
+        return
+    schedule = f"parallel.pp_schedule={parallel.pp_schedule}"
+    stages = stages_per_rank(parallel)
+    if parallel.pp_schedule == "1f1b" and stages > 1:
+        yield f"parallel.pp_stages={stages} doesn't go with {schedule}, which has 1; use interleaved_1f1b"
+    if parallel.pp_schedule == "interleaved_1f1b" and stages == 1:
+        yield f"{schedule} has at least 2 stages a rank: raise parallel.pp_stages=1, or use 1f1b"
+    if model.num_hidden_layers < parallel.pp * stages:
+        yield (
+            f"model.num_hidden_layers={model.num_hidden_layers} is less than the {parallel.pp * stages} stages "
+            f"of parallel.pp={parallel.pp} with {stages} each: lower parallel.pp or parallel.pp_stages"
+        )
+    if model.tie_word_embeddings:
+        yield (
+            "model.tie_word_embeddings=true is one table for the first and the last stage, which "
+            f"parallel.pp={parallel.pp} has on different ranks: set it to false, or parallel.pp=1"
+        )
+    if parallel.pp_schedule == "zero_bubble" and recipe.train.compile:
+        yield f"train.compile doesn't go with {schedule}, which parts the backward: use another schedule"
 
 
 def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
@@ -318,4 +444,17 @@ def _tensor_parallel(recipe: Recipe) -> Iterator[str]:
         yield from _divides(recipe.train.seq_len, tp, "train.seq_len", "parallel.tp")
 
 
-CHECKS = (_words, _signs, _ranges, _saving, _run, _model, _batch, _schedule, _sources)
+CHECKS = (
+    _words,
+    _signs,
+    _ranges,
+    _saving,
+    _stability,
+    _run,
+    _model,
+    _batch,
+    _recompute,
+    _schedule,
+    _precision,
+    _sources,
+)

@@ -48,6 +48,7 @@ class ModelConfig:
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    scaled_init: bool = False  # o_proj and down_proj start smaller, by the square root of twice the layers
     coalesce: bool = True  # store q, k, v as one matrix and gate, up as one; the initial values don't change
     pretrained: str | None = None  # a Hugging Face folder whose weights the run starts from
 
@@ -71,7 +72,7 @@ class SourceConfig:
 @dataclass
 class TokenizerConfig:
     path: str | None = None  # a tokenizer.json or a folder with one; trained on the data unless given
-    vocab_size: int = 4096  # of the byte-level BPE that is trained
+    vocab_size: int | None = 4096  # of the byte-level BPE that is trained; null: none is, give path
     train_bytes: int = 8_000_000  # how much text it is trained on
 
 
@@ -101,6 +102,8 @@ class TrainConfig:
     global_batch_size: int = 8  # sequences in an optimizer step
     micro_batch_size: int = 8  # sequences in one forward and backward of one rank
     activation_checkpointing: str = one_of("none", "selective", "full")
+    # selective: whose results are kept: matmul, attention, or a projection by its name (qkv_proj, ...)
+    recompute_keep: list[str] = field(default_factory=lambda: ["matmul", "attention"])
     compile: bool = False
     validate_every: int | None = None  # steps; also at the end wherever there is validation data
     validate_sequences: int = 64
@@ -126,7 +129,11 @@ class OptimConfig:
 
 @dataclass
 class PrecisionConfig:
-    mode: str = one_of("fp32", "mixed")  # mixed: bf16 compute over fp32 master weights and optimizer state
+    # mixed: bf16 compute over fp32 master weights and optimizer state; bf16: those in bf16 too, to nearest;
+    # bf16_sr: rounded stochastically
+    mode: str = one_of("fp32", "mixed", "bf16", "bf16_sr")
+    reduce: str = one_of("fp32", "bf16")  # in which gradients are summed over ranks
+    rounding: str = one_of("optimizer", "hardware")  # bf16_sr: what rounds; hardware: the device itself
 
 
 @dataclass
@@ -138,6 +145,8 @@ class ParallelConfig:
     tp: int = 1
     sp: bool | None = None  # on with tp unless given
     pp: int = 1
+    pp_schedule: str = one_of("1f1b", "interleaved_1f1b", "zero_bubble")
+    pp_stages: int | None = None  # of each rank: 2 for interleaved_1f1b, 1 for the others, unless given
     ep: int = 1
     zero: int = 3  # 0 to 3; says nothing in one process
     engine: str = one_of("fsdp2")
@@ -162,6 +171,23 @@ class ResilienceConfig:
     slow_factor: float = 1.3  # a rank that works so many times as long as the median rank is named
     pass_over_batch: bool = False  # a batch that has killed the run twice is left out
 
+
+@dataclass
+class StabilityConfig:
+    """What in a step's numbers is trouble, and what is done about it (docs/stability.md)."""
+
+    window: int = 20  # steps that r, the running mean of the gradient norm, is taken over
+    margin: float = 0.1  # a step whose norm is above r + margin spikes
+    relative_margin: float | None = None  # it has to be above r + relative_margin * r, too
+    persistent: int = 20  # steps; a spike that is longer is persistent
+    rise: float = 3.0  # a warning: r is above so many times its lowest since the warm-up
+    drift: float = 3.0  # a warning: the parameter norm moves so many times as fast as it used to
+    on_spike: str = one_of("warn", "skip", "rollback", "stop")
+    on_persistent: str = one_of("warn", "rollback", "stop")
+    on_nonfinite: str = one_of("stop", "skip", "rollback")  # a loss or a norm that is NaN or infinite
+    on_rise: str = one_of("warn", "stop")
+    on_drift: str = one_of("warn", "stop")
+    rollbacks: int = 3  # of a run; instead of another it stops
 
 @dataclass
 class HealthConfig:
@@ -245,6 +271,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

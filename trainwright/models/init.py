@@ -3,13 +3,16 @@
 So every layout starts from the same numbers, and so do coalesced and separate projections.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from trainwright.configs.projections import ADDED
 from trainwright.configs.schema import ModelConfig
 from trainwright.models.counter_random import key_of, normal
+from trainwright.models.llama import Llama
 from trainwright.models.storage import Piece, stored_weights
 
 ELEMENTS_AT_ONCE = 1 << 20  # drawn at a time, which bounds the int32 scratch memory
@@ -17,17 +20,42 @@ ELEMENTS_AT_ONCE = 1 << 20  # drawn at a time, which bounds the int32 scratch me
 
 @torch.no_grad()
 def init_weights(pieces: Mapping[str, Piece], config: ModelConfig, seed: int) -> None:
-    """Fill `pieces` in place: norms with 1, matrices with N(0, initializer_range) as the reference does.
+    """Fill `pieces` in place: norms with 1, matrices with N(0, `deviation`).
 
-    pieces: by the stored parameter's name, the part of it that is here.
+    pieces: by the stored parameter's name, the part of it that is here; of a part of the model only its own.
     """
-    for stored_name, separate in stored_weights(config):
-        piece = pieces[stored_name]
+    stored = dict(stored_weights(config))
+    for stored_name, piece in pieces.items():
         if piece.values.dim() == 1:
             piece.values.fill_(1.0)
             continue
-        for name, rows in separate:
-            _fill(piece, rows, key_of(seed, name), config.initializer_range)
+        for name, rows in stored[stored_name]:
+            _fill(piece, rows, key_of(seed, name), deviation(name, config))
+
+
+def deviation(name: str, config: ModelConfig) -> float:
+    """The standard deviation of the matrix `name`: initializer_range, as the reference has it.
+
+    With `scaled_init` the two projections of a layer whose results are added to the residual stream have
+    initializer_range / sqrt(2 layers), so that the stream's variance doesn't grow with the depth (GPT-2;
+    Megatron-LM, arXiv 1909.08053).
+    """
+    scaled = config.scaled_init and name.split(".")[-2] in ADDED
+    return config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if scaled else 1.0)
+
+
+def initial_norm(config: ModelConfig) -> float:
+    """The L2 norm of all initial weights to expect: the root of the sum of elements times variance.
+
+    A norm's gains are 1 each. The drawn weights' own differs by about 1 / sqrt(2 elements) of it.
+    """
+    with torch.device("meta"):
+        model = Llama(config)
+    squares = (
+        weight.numel() * (1.0 if weight.dim() == 1 else deviation(name, config) ** 2)
+        for name, weight in model.named_parameters()
+    )
+    return math.sqrt(sum(squares))
 
 
 def _fill(piece: Piece, stored_rows: Tensor | None, key: int, std: float) -> None:

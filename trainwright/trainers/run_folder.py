@@ -85,10 +85,9 @@ def make_room(checkpoints: Place) -> None:
     set_aside(Path(checkpoints.path))
 
 
-# What a Llama's parameters are: their names and shapes, and what they compute.
-MODEL_KEYS = tuple(
-    f"model.{item.name}" for item in fields(ModelConfig) if item.name not in ("pretrained", "initializer_range")
-)
+# What a Llama's parameters are: their names and shapes, and what they compute. Not what they start from.
+STARTS = ("pretrained", "initializer_range", "scaled_init")
+MODEL_KEYS = tuple(f"model.{item.name}" for item in fields(ModelConfig) if item.name not in STARTS)
 
 
 def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: Place) -> None:

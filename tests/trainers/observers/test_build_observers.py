@@ -17,7 +17,7 @@ def test_the_order_and_the_switches(tmp_path, fake_module):
     fake_module("mlflow")
     fake_module("mlflow.entities")
     recipe = Recipe()
-    files = ["Goodput", "MetricsFile", "EventsFile"]
+    files = ["Goodput", "MetricsFile", "EventsFile", "InitialNorm"]
     assert names(recipe, tmp_path) == [*files, "TensorBoard", "Report", "ConsoleLines"]
     recipe.monitor.wandb = recipe.monitor.mlflow = True
     recipe.monitor.tensorboard = False

@@ -142,6 +142,7 @@ def _special(inner: tokenizers.Tokenizer, folder: Path, which: str) -> int | Non
 def _trained(recipe: Recipe) -> Tokenizer:
     sources = open_sources(recipe)
     wanted = recipe.data.tokenizer
+    assert wanted.vocab_size is not None  # else the recipe names a tokenizer or is refused
     if wanted.vocab_size < SMALLEST_VOCABULARY:
         raise BadRequest(
             f"data.tokenizer.vocab_size={wanted.vocab_size} can't hold every byte and the end of text: "

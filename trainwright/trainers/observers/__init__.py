@@ -22,6 +22,7 @@ def build_observers(recipe: Recipe, folder: Path) -> list[Observer]:
         (True, lambda: _goodput(folder)),
         (True, lambda: _metrics_file(folder)),
         (True, lambda: _events_file(folder)),
+        (True, _initial_norm),
         (monitor.tensorboard, lambda: _tensorboard(folder)),
         (monitor.wandb, _wandb),
         (monitor.mlflow, _mlflow),
@@ -50,6 +51,12 @@ def _events_file(folder: Path) -> Observer:
     from trainwright.trainers.observers.events_file import EventsFile
 
     return EventsFile(folder)
+
+
+def _initial_norm() -> Observer:
+    from trainwright.trainers.observers.initial_norm import InitialNorm
+
+    return InitialNorm()
 
 
 def _tensorboard(folder: Path) -> Observer:

@@ -40,12 +40,13 @@ class Pretraining:
         self.ranks = ranks
         self.tokenizer = load_shared_tokenizer(recipe, ranks)
 
-    def build_model(self, platform: Platform) -> nn.Module:
+    def build_model(self, platform: Platform, layers: range | None = None) -> nn.Module:
         """See `Task`."""
         with torch.device("meta"):
-            model = Llama(self.recipe.model, KERNELS[platform.attention]())
-        recompute_activations(model.layers, self.recipe.train.activation_checkpointing)
-        if self.recipe.train.compile:
+            model = Llama(self.recipe.model, KERNELS[platform.attention](), layers)
+        train = self.recipe.train
+        recompute_activations(model.layers, train.activation_checkpointing, train.recompute_keep)
+        if train.compile:
             for layer in model.layers:
                 layer.compile()
         return model
@@ -74,10 +75,10 @@ class Pretraining:
         """See `Task`."""
         return self.recipe.train.steps or shared_horizon(self.recipe, self.tokenizer, self.ranks)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """See `Task`."""
         documents = batch.documents if self.recipe.data.document_mask else None
-        loss: Tensor = model(batch.tokens, documents, batch.targets)
+        loss: Tensor = model(batch.tokens, documents, batch.targets, hidden=hidden)
         return loss
 
     def sample(self, checkpoint: Place) -> dict[str, Any] | None:
