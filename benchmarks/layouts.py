@@ -30,6 +30,11 @@ SIX = ("train.global_batch_size=6", "train.micro_batch_size=6")
 TIED = ("model.tie_word_embeddings=true",)
 SHARED = ("model.num_key_value_heads=2",)  # fewer than ranks
 MIXED = ("precision=mixed",)
+FOUR, FIVE = ("model.num_hidden_layers=4",), ("model.num_hidden_layers=5",)
+WHOLE = ("data.document_mask=false",)
+FULL = "train.activation_checkpointing=full"
+INTERLEAVED = "parallel.pp_schedule=interleaved_1f1b"
+DP, TP = "parallel.zero=0", "parallel.tp=2"
 
 
 class Layout(NamedTuple):
@@ -78,13 +83,32 @@ LAYOUTS = (
     layout("FSDP 2 x TP 2, 4 micro-batches", 4, "parallel.tp=2 train.micro_batch_size=1"),
     layout("FSDP 4, 6 sequences", 4, "", *SIX),
     layout("FSDP 4, 6 sequences, 2 micro-batches", 4, "train.micro_batch_size=1", *SIX),
-    layout("FSDP 2 x TP 2, no document masks", 4, "parallel.tp=2", "data.document_mask=false"),
+    layout("FSDP 2 x TP 2, no document masks", 4, "parallel.tp=2", *WHOLE),
     layout("TP 2, separate projections", 2, "parallel.tp=2 model.coalesce=false"),
     layout("TP 4, 2 KV heads", 4, "parallel.tp=4", *SHARED),
     layout("TP 4, 2 KV heads, separate projections", 4, "parallel.tp=4 model.coalesce=false", *SHARED),
     layout("FSDP 2 x TP 2, 1 KV head", 4, "parallel.tp=2", "model.num_key_value_heads=1"),
     layout("FSDP 2 x TP 2, tied embeddings", 4, "parallel.tp=2", *TIED),
-    layout("FSDP 2 x TP 2, recomputing", 4, "parallel.tp=2 train.activation_checkpointing=full"),
+    layout("FSDP 2 x TP 2, recomputing", 4, f"parallel.tp=2 {FULL}"),
+    layout("PP 2", 2, "parallel.pp=2 train.micro_batch_size=2"),
+    layout("PP 2, 5 layers", 2, "parallel.pp=2 train.micro_batch_size=4", *FIVE),
+    layout("PP 4", 4, "parallel.pp=4 train.micro_batch_size=1", *FOUR),
+    layout("PP 2 x DP 2", 4, "parallel.pp=2 parallel.zero=0 train.micro_batch_size=1"),
+    layout("PP 2 x ZeRO-1 on 2", 4, "parallel.pp=2 parallel.zero=1 train.micro_batch_size=1"),
+    layout("PP 2 x ZeRO-2 on 2", 4, "parallel.pp=2 parallel.zero=2 train.micro_batch_size=1"),
+    layout("PP 2 x FSDP 2", 4, "parallel.pp=2 train.micro_batch_size=1"),
+    layout("PP 2 x FSDP 2, 6 sequences", 4, "parallel.pp=2 train.micro_batch_size=2", *SIX),
+    layout("PP 2 x FSDP 2, recomputing", 4, f"parallel.pp=2 train.micro_batch_size=1 {FULL}"),
+    layout("PP 2 x TP 2", 4, "parallel.pp=2 parallel.tp=2 train.micro_batch_size=2"),
+    layout(
+        "PP 2 x TP 2 without SP", 4, "parallel.pp=2 parallel.tp=2 parallel.sp=false train.micro_batch_size=2"
+    ),
+    layout("PP 2 x TP 2, no document masks", 4, "parallel.pp=2 parallel.tp=2 train.micro_batch_size=2", *WHOLE),
+    layout("PP 2, interleaved", 2, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=2", *FOUR),
+    layout("PP 2, interleaved, 5 layers", 2, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=4", *FIVE),
+    layout("PP 2 x DP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} {DP} train.micro_batch_size=1", *FOUR),
+    layout("PP 2 x FSDP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=1", *FOUR),
+    layout("PP 2 x TP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} {TP} train.micro_batch_size=2", *FOUR),
     layout("DP 2", 2, "parallel.zero=0", *MIXED),
     layout("FSDP 2", 2, "", *MIXED),
     layout("FSDP 2, 4 micro-batches", 2, "train.micro_batch_size=1", *MIXED),
@@ -93,6 +117,10 @@ LAYOUTS = (
     layout("TP 2", 2, "parallel.tp=2", *MIXED),
     layout("FSDP 2 x TP 2", 4, "parallel.tp=2", *MIXED),
     layout("FSDP 2 x TP 2, tied embeddings", 4, "parallel.tp=2", *MIXED, *TIED),
+    layout("PP 2", 2, "parallel.pp=2 train.micro_batch_size=2", *MIXED),
+    layout("PP 2 x FSDP 2", 4, "parallel.pp=2 train.micro_batch_size=1", *MIXED),
+    layout("PP 2 x TP 2", 4, "parallel.pp=2 parallel.tp=2 train.micro_batch_size=2", *MIXED),
+    layout("PP 2, interleaved", 2, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=2", *MIXED, *FOUR),
 )
 
 # By how much a layout may differ from the single process, relatively, at any step.

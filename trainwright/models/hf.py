@@ -39,11 +39,14 @@ class _Weight(NamedTuple):
 
 
 def write_to(pieces: Mapping[str, Piece]) -> Write:
-    """What `load_hf` needs to fill `pieces` of stored parameters in place, in their own dtype; others it leaves."""
+    """What `load_hf` needs to fill `pieces` of stored parameters in place, in their own dtype.
+
+    Of a part of the model they are its own; the other parameters are passed over.
+    """
 
     @torch.no_grad()
     def write(stored: str, rows: Tensor | None, values: Tensor) -> None:
-        if stored not in pieces:  # of a part of the model that is elsewhere
+        if stored not in pieces:
             return
         piece = pieces[stored]
         own, here = piece.rows_of(rows)

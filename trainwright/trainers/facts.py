@@ -21,7 +21,7 @@ class Count(NamedTuple):
 
 
 def count(batch: Batch, ranks: Ranks) -> list[float]:
-    """The rank's share of the numbers that `counted` reads; of ranks with the same sequences one brings them in."""
+    """The rank's share of the numbers that `counted` reads; of ranks with the same sequences one has them."""
     if not ranks.reads:
         return [0.0, 0.0, 0.0]
     targets = int((batch.targets != IGNORE).sum())
