@@ -36,10 +36,18 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def random_bits(key: int, rows: Tensor, columns: Tensor) -> Tensor:
     """32 random bits for each pair of `rows` (r,) and `columns` (c,), int32 numbers: (r, c) int32."""
+    return mix(of_rows(key, rows).unsqueeze(1) ^ of_columns(columns).unsqueeze(0))
+
+
+def of_rows(key: int, rows: Tensor) -> Tensor:
+    """The rows' part of `random_bits`, (r,) int32."""
     # Mixed before the key comes in: else keys that differ in low bits would give the same rows, reordered.
-    by_row = mix(mix(rows.to(torch.int32)) ^ key)
-    by_column = mix(columns.to(torch.int32) + _signed(0x9E3779B9))
-    return mix(by_row.unsqueeze(1) ^ by_column.unsqueeze(0))
+    return mix(mix(rows.to(torch.int32)) ^ key)
+
+
+def of_columns(columns: Tensor) -> Tensor:
+    """The columns' part of `random_bits`, (c,) int32."""
+    return mix(columns.to(torch.int32) + _signed(0x9E3779B9))
 
 
 def normal(key: int, rows: Tensor, columns: Tensor) -> Tensor:

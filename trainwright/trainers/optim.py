@@ -1,35 +1,69 @@
-"""AdamW (Loshchilov & Hutter, arXiv 1711.05101) over named weights."""
+"""The optimizer: AdamW (Loshchilov & Hutter, arXiv 1711.05101) over named weights, by what they are kept in."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from trainwright.configs.schema import OptimConfig
+from trainwright.configs.schema import OptimConfig, Recipe
+from trainwright.trainers.bf16_adamw import Bf16AdamW, weight_decay
+from trainwright.trainers.precision import PRECISIONS, Bf16Weights, Weights
 
 
-def build_adamw(weights: dict[str, Tensor], optim: OptimConfig) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW, its moments in place from the start so that a checkpoint can load into them.
+class Optimizer(Protocol):
+    """Updates this rank's part of the weights.
+
+    state: by the part, its `exp_avg`, `exp_avg_sq` and `step`, in place from the start so that a checkpoint can
+    load into them.
+    """
+
+    state: Any
+
+    def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
+        """Take a step; gradients by name, each divided by `scale`, a scalar on the device, as it is read."""
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW; implements `Optimizer`.
 
     weights: this rank's parts, by name; a part may be empty.
-
-    With `optim.decay=matrices` weight decay spares the vectors (norm gains), as most Llama recipes do.
     """
-    decayed = [w for w in weights.values() if optim.decay == "all" or w.dim() > 1]
-    spared = [w for w in weights.values() if optim.decay != "all" and w.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        fused=True,
-    )
-    for weight in weights.values():
-        optimizer.state[weight] = {
-            "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
-    return optimizer
+
+    def __init__(self, weights: Mapping[str, Tensor], optim: OptimConfig) -> None:
+        by_decay: dict[float, list[Tensor]] = {}
+        for weight in weights.values():
+            by_decay.setdefault(weight_decay(weight, optim), []).append(weight)
+        super().__init__(
+            [{"params": params, "weight_decay": decay} for decay, params in by_decay.items()],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            fused=True,
+        )
+        self.weights = weights
+        for weight in weights.values():
+            self.state[weight] = {
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+
+    def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
+        """See `Optimizer`."""
+        for name, weight in self.weights.items():
+            weight.grad = gradients.get(name)
+        # The fused kernel divides by it as it reads the gradients: clipping takes no pass of its own.
+        setattr(self, "grad_scale", scale)  # noqa: B010
+        for group in self.param_groups:
+            group["lr"] = lr
+        self.step()
+
+
+def build_optimizer(weights: Weights, recipe: Recipe) -> Optimizer:
+    """AdamW for `weights` as the recipe has it."""
+    if not isinstance(weights, Bf16Weights):
+        return FusedAdamW(weights.local, recipe.optim)
+    precision = recipe.precision
+    stochastic = PRECISIONS[precision.mode].stochastic and precision.rounding == "optimizer"
+    return Bf16AdamW(weights.pieces, recipe.optim, recipe.seed, stochastic=stochastic)

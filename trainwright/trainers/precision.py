@@ -6,16 +6,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainwright.trainers.parallel.shards import local
+from trainwright.trainers.parallel.shards import local, local_pieces
 
 
 class Precision(NamedTuple):
-    """A mode: the dtype of the model's own matrix products; the weights that are updated are fp32."""
+    """A mode.
+
+    computes_in: the dtype of the model's own matrix products. kept_in: that of the weights that are updated,
+    and of the optimizer's moments. stochastic: an update is rounded to it by chance, not to nearest.
+    """
 
     computes_in: torch.dtype
+    kept_in: torch.dtype
+    stochastic: bool = False
 
 
-PRECISIONS = {"fp32": Precision(torch.float32), "mixed": Precision(torch.bfloat16)}
+PRECISIONS = {
+    "fp32": Precision(torch.float32, torch.float32),
+    "mixed": Precision(torch.bfloat16, torch.float32),
+    "bf16": Precision(torch.bfloat16, torch.bfloat16),
+    "bf16_sr": Precision(torch.bfloat16, torch.bfloat16, stochastic=True),
+}
+
+# In which dtype gradients travel and are summed over ranks, by the recipe's word.
+REDUCES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Weights:
@@ -35,6 +49,11 @@ class Weights:
         for name, part in self.local.items():
             gradient = self.stored[name].grad
             part.grad = None if gradient is None else local(gradient)
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Of each part that has one, its gradient."""
+        return {name: part.grad for name, part in self.local.items() if part.grad is not None}
 
     def drop_gradients(self) -> None:
         """Free the gradients of the step."""
@@ -80,3 +99,52 @@ def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
         parameter.grad = None
 
     return hook
+
+
+class Bf16Weights(Weights):
+    """A model's own parameters in bf16, without masters.
+
+    A step's only gradient stays in bf16 as it came; those of several micro-batches are added up in fp32. They
+    come by a hook, which FSDP calls too, for each gradient that it has reduced to shards.
+
+    pieces: the parts in `local`, with where in the whole they start.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.stored = dict(model.named_parameters())
+        assert all(weight.dtype == torch.bfloat16 for weight in self.stored.values())
+        self.pieces = local_pieces(model)
+        self.local = {name: piece.values for name, piece in self.pieces.items()}
+        self._gradients: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(self._take(name))
+
+    def _take(self, name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, before = local(parameter.grad), self._gradients.get(name)
+            self._gradients[name] = gradient if before is None else before.float().add_(gradient)
+            parameter.grad = None
+
+        return hook
+
+    def collect(self) -> None:
+        """The gradients came as they were made."""
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Of each part that has one, its gradient, in bf16 or fp32."""
+        return self._gradients
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of the step."""
+        self._gradients.clear()
+
+
+def weights_of(model: nn.Module, precision: Precision, keeps_masters: bool) -> Weights:
+    """For the optimizer. keeps_masters: the model's own parameters are fp32 masters already."""
+    if precision.kept_in == torch.bfloat16:
+        return Bf16Weights(model)
+    if precision.computes_in == torch.float32 or keeps_masters:
+        return Weights(model)
+    return MasterWeights(model, precision.computes_in)

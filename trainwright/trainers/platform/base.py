@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainwright.errors import BadRequest
+
 
 class ToolReport(NamedTuple):
     """What a tool of the device's maker says of this rank's device or of its node.
@@ -39,6 +41,17 @@ class Platform(ABC):
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""
+
+    def round_stochastically(self, seed: int) -> None:
+        """Switch the device's own stochastic rounding on; before the first tensor.
+
+        Raises:
+            BadRequest: it has none.
+        """
+        raise BadRequest(
+            f"precision.rounding=hardware: {self.name} has no stochastic rounding of its own; use "
+            "precision.rounding=optimizer"
+        )
 
     def synchronize(self) -> None:
         """Wait for what was queued on the device."""

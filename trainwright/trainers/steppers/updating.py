@@ -1,27 +1,26 @@
 """The half of a step that comes after the backward, which steppers share: norms, update, state."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.configs.schema import Recipe
-from trainwright.trainers.optim import build_adamw
+from trainwright.trainers.optim import build_optimizer
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.shards import counts_here, local, stored_like
-from trainwright.trainers.precision import PRECISIONS, MasterWeights, Weights
+from trainwright.trainers.precision import PRECISIONS, weights_of
+
+ELEMENTS_AT_ONCE = 1 << 20  # of a low-precision tensor, that are float32 at a time
 
 
 class Updating:
     """A rank's part of a model's weights and of their optimizer; see `Stepper` for its public methods."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, layout: Layout, device: torch.device) -> None:
-        computes_in = PRECISIONS[recipe.precision.mode].computes_in
-        if computes_in == torch.float32 or layout.keeps_masters:
-            self.weights = Weights(model)
-        else:
-            self.weights = MasterWeights(model, computes_in)
-        self.optimizer = build_adamw(self.weights.local, recipe.optim)
+        self.weights = weights_of(model, PRECISIONS[recipe.precision.mode], layout.keeps_masters)
+        self.optimizer = build_optimizer(self.weights, recipe)
         self.weights.publish()
         self.layout = layout
         self.device = device
@@ -30,25 +29,23 @@ class Updating:
     def collect_gradients(self) -> None:
         """After the step's last backward: hand each weight the sum of its gradient."""
         self.weights.collect()
-        self.layout.sum_partial({name: w.grad for name, w in self.weights.local.items() if w.grad is not None})
+        self.layout.sum_partial(self.weights.gradients)
 
     @torch.no_grad()
     def squares(self) -> Tensor:
         """See `Stepper`."""
         weights = [self.weights.local[name] for name in self._counted]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        found = self.weights.gradients
+        gradients = [found[name] for name in self._counted if name in found]
         return torch.stack((sum_of_squares(gradients, self.device), sum_of_squares(weights, self.device)))
 
     @torch.no_grad()
     def update(self, lr: float, grad_norm: Tensor, clip: float | None, skip: bool = False) -> None:
         """See `Stepper`."""
         if not skip:
-            # The fused kernel divides by it as it reads the gradients: clipping takes no pass of its own.
+            # The optimizer divides by it as it reads the gradients: clipping takes no pass of its own.
             scale = None if clip is None else ((grad_norm + 1e-6) / clip).clamp(min=1.0)
-            setattr(self.optimizer, "grad_scale", scale)  # noqa: B010
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+            self.optimizer.update(self.weights.gradients, lr, scale)
             self.weights.publish()
         self.weights.drop_gradients()
 
@@ -81,5 +78,16 @@ def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
     if not tensors:
         return torch.zeros((), device=device)
     # Row by row: over a whole tensor the CPU's norm adds up one by one in float32, 1 % off at 128 M elements.
-    rows = [torch.linalg.vector_norm(tensor, dim=-1) if tensor.dim() > 1 else tensor for tensor in tensors]
+    rows = [part for tensor in tensors for part in _row_norms(tensor)]
     return torch.stack(torch._foreach_norm(rows)).square().sum()
+
+
+def _row_norms(tensor: Tensor) -> Iterator[Tensor]:
+    """The norms of a matrix's rows, or a vector itself; float32. Of a wider copy, few rows at a time."""
+    if tensor.dim() == 1:
+        yield tensor.float()
+    elif tensor.dtype == torch.float32:
+        yield torch.linalg.vector_norm(tensor, dim=-1)
+    else:
+        for rows in tensor.split(max(1, ELEMENTS_AT_ONCE // max(1, tensor.shape[-1]))):
+            yield torch.linalg.vector_norm(rows.float(), dim=-1)

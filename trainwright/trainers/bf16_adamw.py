@@ -1,0 +1,166 @@
+"""AdamW over weights and moments in bfloat16, computed in float32 and rounded, a parameter in one pass."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainwright.configs.schema import OptimConfig
+from trainwright.models.storage import Piece
+from trainwright.trainers.rounding import (
+    as_matrix,
+    bits_of,
+    halves_of,
+    round_stochastically,
+    rounding_key,
+)
+
+Halves = tuple[Tensor, Tensor]  # see `rounding.halves_of`
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Halves | None, Tensor], None]
+
+CHUNK = 1 << 18  # elements that are float32 at a time where nothing is compiled
+COMPILED_FROM = 1 << 22  # elements of a rank: below, the compiler takes longer than it saves
+MATRIX_FROM = 1 << 14  # elements of a parameter: below, a compiled call costs as much as it saves
+
+# Inductor else stores what many operations have made or several read, as float32 of the whole parameter.
+ONE_LOOP: dict[str, Any] = {
+    "realize_opcount_threshold": 1 << 20,
+    "realize_reads_threshold": 1 << 20,
+    "realize_acc_reads_threshold": 1 << 20,
+}
+if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    # A float is taken for an integer element by element, a loop that gcc unrolls for 16 but not for 32 of them.
+    ONE_LOOP["cpp.simdlen"] = 256
+
+
+def adamw_(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    halves: Halves | None,
+    numbers: Tensor,
+) -> None:
+    """One update of a matrix in place (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2).
+
+    weight, exp_avg, exp_avg_sq: (r, c) bfloat16. gradient: (r, c) of any dtype. numbers: those of `numbers_of`.
+    halves: of the random bits; None rounds to nearest.
+
+    Of the 32 bits of an element the low half rounds the weight and the high half its second moment, which else
+    couldn't decay where 1 - beta2 is below 2**-9. The first moment changes by more and is rounded to nearest.
+    """
+    scale, keep, rise1, keep2, rise2, size, root, eps = numbers.unbind()
+    grad = gradient.float() * scale
+    first = exp_avg.float()
+    first = first + (grad - first) * rise1
+    second = exp_avg_sq.float() * keep2 + grad * grad * rise2
+    updated = weight.float() * keep - first * size / (second.sqrt() * root + eps)
+    exp_avg.copy_(first)
+    if halves is None:
+        exp_avg_sq.copy_(second)
+        weight.copy_(updated)
+    else:
+        bits = bits_of(*halves)
+        exp_avg_sq.copy_(round_stochastically(second, bits >> 16))
+        weight.copy_(round_stochastically(updated, bits))
+
+
+def numbers_of(
+    step: int, lr: float, decay: float, optim: OptimConfig, scale: Tensor | None, device: torch.device
+) -> Tensor:
+    """What an update multiplies and adds, (8,) float32: see `adamw_`.
+
+    decay: the weight decay. scale: what gradients are divided by.
+    """
+    numbers = [
+        1 - lr * decay,
+        1 - optim.beta1,
+        optim.beta2,
+        1 - optim.beta2,
+        lr / (1 - optim.beta1**step),
+        (1 - optim.beta2**step) ** -0.5,
+        optim.eps,
+    ]
+    times = torch.ones(1, device=device) if scale is None else scale.reshape(1).reciprocal()
+    return torch.cat((times, torch.tensor(numbers, dtype=torch.float32, device=device)))
+
+
+def in_chunks(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    halves: Halves | None,
+    numbers: Tensor,
+) -> None:
+    """`adamw_` with few rows at a time, which bounds its float32 memory."""
+    step = max(1, CHUNK // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        own = None if halves is None else (halves[0][rows], halves[1])
+        adamw_(weight[rows], gradient[rows], exp_avg[rows], exp_avg_sq[rows], own, numbers)
+
+
+@cache
+def compiled(device: torch.device) -> Kernel | None:
+    """`adamw_` as a single loop, by torch.compile; None where that doesn't work."""
+    kernel: Kernel = torch.compile(adamw_, dynamic=True, options=ONE_LOOP)
+    # Large and not square: what is compiled for it suits any size, on all threads.
+    matrices = [torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(4)]
+    numbers = numbers_of(1, 0.0, 0.0, OptimConfig(), None, device)
+    try:
+        kernel(*matrices, halves_of(Piece(matrices[0]), 0), numbers)  # type: ignore[call-arg]
+    except Exception as error:  # a compiler that is missing or broken shows in many ways
+        warnings.warn(f"AdamW runs without torch.compile, some times slower: {error}", stacklevel=2)
+        return None
+    return kernel
+
+
+class Bf16AdamW:
+    """AdamW whose state is 6 bytes a parameter, in PyTorch's names; implements `optim.Optimizer`.
+
+    pieces: this rank's parts by name; a part may be empty. stochastic: how weights are rounded.
+
+    The step's number, which the checkpoint has, goes into the rounding: a resumed run draws the same bits.
+    """
+
+    def __init__(self, pieces: Mapping[str, Piece], optim: OptimConfig, seed: int, *, stochastic: bool) -> None:
+        self.pieces = pieces
+        self.optim = optim
+        self.seed = seed
+        self.stochastic = stochastic
+        self.state = {
+            piece.values: {
+                "step": torch.zeros((), dtype=torch.float32),  # on the host, which reads it
+                "exp_avg": torch.zeros_like(piece.values),
+                "exp_avg_sq": torch.zeros_like(piece.values),
+            }
+            for piece in pieces.values()
+        }
+        whole = sum(piece.values.numel() for piece in pieces.values())
+        device = next(iter(pieces.values())).values.device
+        self.kernel = (compiled(device) if whole >= COMPILED_FROM else None) or in_chunks
+
+    @torch.no_grad()
+    def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
+        """See `optim.Optimizer`."""
+        for name, gradient in gradients.items():
+            piece = self.pieces[name]
+            state = self.state[piece.values]
+            state["step"] += 1
+            if not piece.values.numel():
+                continue
+            step, decay = int(state["step"]), weight_decay(piece.values, self.optim)
+            numbers = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
+            halves = halves_of(piece, rounding_key(self.seed, step, name)) if self.stochastic else None
+            kernel = self.kernel if piece.values.numel() >= MATRIX_FROM else in_chunks
+            tensors = (piece.values, gradient, state["exp_avg"], state["exp_avg_sq"])
+            kernel(*map(as_matrix, tensors), halves, numbers)
+
+
+def weight_decay(weight: Tensor, optim: OptimConfig) -> float:
+    """Of `weight`: `optim.decay=matrices` spares the vectors (norm gains), as most Llama recipes do."""
+    return optim.weight_decay if optim.decay == "all" or weight.dim() > 1 else 0.0
