@@ -16,9 +16,13 @@ class RunFailed(TrainwrightError):
 
 
 class NumericalFailure(TrainwrightError):
-    """The numbers went wrong: a loss or a norm isn't finite."""
+    """The numbers went wrong: a loss or a norm isn't finite, or is what the recipe says to stop at."""
 
     status = 76
+
+
+class Diverged(NumericalFailure):
+    """The run as a whole has gone wrong: no single batch is to blame."""
 
 
 class BadRequest(TrainwrightError):

@@ -35,7 +35,7 @@ ConfigStore.instance().store(name="schema", node=Recipe)
 # The layout is left out too: it never changes the run, which goes on under another one.
 NOT_IN_THE_NAME = (
     *("run", "resume", "monitor", "checkpoint", "parallel"),
-    *("resilience", "health", "launch", "cluster", "plan"),
+    *("resilience", "stability", "health", "launch", "cluster", "plan"),
 )
 
 

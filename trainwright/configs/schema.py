@@ -189,6 +189,7 @@ class StabilityConfig:
     on_drift: str = one_of("warn", "stop")
     rollbacks: int = 3  # of a run; instead of another it stops
 
+
 @dataclass
 class HealthConfig:
     """What a node must come up to before the first step; null: not asked."""

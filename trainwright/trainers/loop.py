@@ -1,6 +1,5 @@
 """The training loop: one for every task, stepper and device."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,9 +8,10 @@ import torch
 
 from trainwright import verdict
 from trainwright.configs.schema import OptimConfig, TrainConfig
-from trainwright.errors import NumericalFailure
+from trainwright.errors import Diverged, NumericalFailure
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.facts import agree, count_all
+from trainwright.trainers.meter import Meter
 from trainwright.trainers.observers.base import Metrics, Observer
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
@@ -19,6 +19,7 @@ from trainwright.trainers.progress import Progress
 from trainwright.trainers.resilience.whereabouts import Whereabouts
 from trainwright.trainers.resilience.wishes import Wishes
 from trainwright.trainers.schedule import learning_rate
+from trainwright.trainers.stability import OF_A_BATCH, Judgement, Monitor, RollBack
 from trainwright.trainers.steppers.base import Stepper
 
 
@@ -29,6 +30,8 @@ def train_steps(
     stream: Iterator[Batch],
     validation: Sequence[Batch] | None,
     observer: Observer,
+    monitor: Monitor,
+    meter: Meter,
     wishes: Wishes,
     where: Whereabouts,
     left_out: Counter[int],
@@ -37,53 +40,56 @@ def train_steps(
     train: TrainConfig,
     optim: OptimConfig,
     total_steps: int | None,
-    flops_per_token: float,
-    peak_flops: float | None,
 ) -> None:
     """Train from `progress` to the last step or the data's end, or until a rank wishes to stop.
 
     Keeps `progress` true.
 
     left_out: by step, how many batches to leave out before it. total_steps: where the schedule ends.
-    flops_per_token, peak_flops: for `mfu`, which isn't told where the device's peak isn't known.
     `param_norm` is that of the weights that made the step's loss.
+
+    Raises:
+        RollBack: the monitor wants to go on from an earlier step.
+        NumericalFailure: it wants to stop. Progress is that of the step before.
     """
     upcoming = next(stream)
     count = count_all(upcoming, ranks, platform.device)
     while train.steps is None or progress.step < train.steps:
-        started = time.perf_counter()
+        started, step = time.perf_counter(), progress.step + 1
         batch, (target_tokens, ended) = upcoming, count
         if ended:
             progress.ended = True
             break
-        # Not a step: where lanes of this turn are past their end and others aren't, or the batch kills the run.
-        if target_tokens == 0 or left_out[progress.step + 1] > 0:
-            left_out[progress.step + 1] -= target_tokens > 0
-            where.at("data", progress.step + 1)
+        # Not a step: where lanes of this turn are past their end and others aren't, or the batch is a bad one.
+        if target_tokens == 0 or left_out[step] > 0:
+            left_out[step] -= target_tokens > 0
+            where.at("data", step)
             progress.cursor, upcoming = batch.cursor, next(stream)
             count = count_all(upcoming, ranks, platform.device)
             continue
 
-        where.at("forward_backward", progress.step + 1)
+        where.at("forward_backward", step)
         loss_sum = stepper.forward_backward(batch, target_tokens)
-        where.at("data", progress.step + 1)
+        where.at("data", step)
         asked = time.perf_counter()
         upcoming = next(stream)
         data_time = time.perf_counter() - asked
-        where.at("agree", progress.step + 1)
+        where.at("agree", step)
         facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, wishes, ranks)
-        where.at("update", progress.step + 1)
-        lr = learning_rate(optim, total_steps, progress.step + 1)
-        stepper.update(lr, facts.grad_norm, optim.clip)
+        where.at("update", step)
+        lr = learning_rate(optim, total_steps, step)
+        # An update that may be skipped waits for the step's numbers; any other is under way before they come.
+        waits = monitor.skips
+        if not waits:
+            stepper.update(lr, facts.grad_norm, optim.clip)
         loss, grad_norm, param_norm, count = facts.read(wishes)
+        judgement = monitor.look(step, loss, grad_norm, param_norm)
+        if waits:
+            stepper.update(lr, facts.grad_norm, optim.clip, skip=judgement.skip)
         step_time = time.perf_counter() - started
-        if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
-            raise NumericalFailure(
-                f"step {progress.step + 1} has loss {loss}, gradient norm {grad_norm} and parameter norm "
-                f"{param_norm}: lower optim.lr or raise optim.warmup_steps, and start again"
-            )
+        _heed(judgement, step, observer)
 
-        progress.step += 1
+        progress.step = step
         progress.tokens += target_tokens
         progress.cursor = batch.cursor
         verdict.worked()
@@ -94,21 +100,31 @@ def train_steps(
             "lr": lr,
             "grad_norm": grad_norm,
             "param_norm": param_norm,
-            "tokens_per_s": target_tokens / step_time,
-            "step_time_s": step_time,
-            "data_time_s": data_time,
-            "memory_gib": platform.memory_gib(),
             "epoch": batch.epoch,
+            **meter.speed(target_tokens, step_time, data_time),
         }
-        if peak_flops is not None:
-            metrics["mfu"] = target_tokens * flops_per_token / step_time / (peak_flops * ranks.size)
-        if validation and _validates(progress.step, train):
-            where.at("validation", progress.step)
+        if validation and _validates(step, train):
+            where.at("validation", step)
             metrics["val_loss"] = validation_loss(stepper, validation, ranks)
-        where.at("observers", progress.step)
+        where.at("observers", step)
         observer.on_step(progress, metrics)
         if wishes.agreed_stop:
             break
+
+
+def _heed(judgement: Judgement, step: int, observer: Observer) -> None:
+    """Tell what was found in `step`, and end the steps if that is the answer."""
+    if judgement.ended:
+        observer.on_event("spike", judgement.ended.event())
+    for found in judgement.findings:
+        said = {"finding": found.kind, "answer": found.answer, "said": found.said}
+        observer.on_event("warning", {"step": step, **said})
+    worst = judgement.worst
+    if worst and worst.answer == "rollback":
+        raise RollBack(worst.began, step, worst.said)
+    if worst and worst.answer == "stop":
+        failure = NumericalFailure if worst.kind in OF_A_BATCH else Diverged
+        raise failure(f"{worst.said}: lower optim.lr or raise optim.warmup_steps, and start again")
 
 
 def _validates(step: int, train: TrainConfig) -> bool:
@@ -118,6 +134,6 @@ def _validates(step: int, train: TrainConfig) -> bool:
 def validation_loss(stepper: Stepper, validation: Sequence[Batch], ranks: Ranks) -> float:
     """The mean loss of the validation batches' target tokens over all ranks, in nats."""
     total = torch.stack([stepper.evaluate(batch) for batch in validation]).sum()
-    targets = sum(int((batch.targets != IGNORE).sum()) for batch in validation) if ranks.tp_rank == 0 else 0
+    targets = sum(int((batch.targets != IGNORE).sum()) for batch in validation) if ranks.reads else 0
     both = ranks.sum(torch.stack((total, total.new_tensor(targets))))
     return float(both[0] / both[1])

@@ -14,6 +14,7 @@ from trainwright.trainers.checkpoint.load import newest_whole, read_progress, re
 from trainwright.trainers.checkpoint.place import Place, place
 from trainwright.trainers.checkpoint.save import CONFIG
 from trainwright.trainers.observers.base import Run
+from trainwright.trainers.observers.json_lines import read_lines
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
 from trainwright.trainers.resilience.fatal_batch import Deaths, earlier_deaths
@@ -25,13 +26,16 @@ from trainwright.trainers.run_folder import (
     set_aside,
     starts_afresh,
 )
+from trainwright.trainers.stability import Monitor
+
+SEEN = ("loss", "grad_norm", "param_norm")  # by the monitor
 
 
 @dataclass(frozen=True)
 class Start:
     """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor.
 
-    afresh: whether what an earlier run left has to make room.
+    afresh: whether what an earlier run left has to make room. monitor: has seen the steps up to the progress.
     """
 
     checkpoint: Place | None
@@ -39,23 +43,26 @@ class Start:
     progress: Progress
     passed_over: list[tuple[Place, str]]
     deaths: Deaths
+    monitor: Monitor
 
     def finished(self, recipe: Recipe) -> bool:
         """Whether the run has come to its end, as its progress says now."""
         return self.progress.ended or self.progress.step >= (recipe.train.steps or math.inf)
 
 
-def find_start(recipe: Recipe, ranks: Ranks) -> Start:
+def find_start(recipe: Recipe, ranks: Ranks, again: bool = False) -> Start:
     """The run's own newest whole checkpoint, else the one that `resume` names, else the beginning.
 
     A run that was started from a named checkpoint and restarted by the same command goes on from where it
     had come to, not from the named one again. All ranks call it.
 
+    again: this process has begun the run before, so that `resume=none` has been done.
+
     Raises:
         BadRequest: the named checkpoint isn't whole, or is of another stream of data.
     """
     passed_over: list[tuple[Place, str]] = []
-    path, afresh = None, starts_afresh(recipe, ranks)
+    path, afresh = None, not again and starts_afresh(recipe, ranks)
     if not afresh:
         path = newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: passed_over.append(fault))
     if path is None and recipe.resume not in ("auto", "none"):
@@ -63,7 +70,9 @@ def find_start(recipe: Recipe, ranks: Ranks) -> Start:
     if not ranks.first:
         return Start(path, afresh, *ranks.share(None))
     deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)
-    return Start(path, afresh, *ranks.share((_read_progress(path, recipe), passed_over, deaths)))
+    progress = _read_progress(path, recipe)
+    monitor = _monitor(recipe, progress.step, deaths.rollbacks)
+    return Start(path, afresh, *ranks.share((progress, passed_over, deaths, monitor)))
 
 
 def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
@@ -74,6 +83,16 @@ def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
     progress = read_progress(path)
     progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs
     return progress
+
+
+def _monitor(recipe: Recipe, step: int, rollbacks: int) -> Monitor:
+    """As it was when the run was at `step`: it has seen what metrics.jsonl says of the steps up to there."""
+    config = recipe.stability
+    monitor = Monitor(config, recipe.optim.warmup_steps, config.rollbacks - rollbacks)
+    for _, line in read_lines(run_folder(recipe) / "metrics.jsonl"):
+        if line.keys() >= {"step", *SEEN} and line["step"] <= step:
+            monitor.look(line["step"], *(math.nan if line[name] is None else line[name] for name in SEEN))
+    return monitor
 
 
 def open_folder(recipe: Recipe, folder: Path, config: str, afresh: bool) -> None:

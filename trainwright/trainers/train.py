@@ -1,38 +1,69 @@
 """The verb `train`: puts a run together, hands it to the loop, and ends it."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from trainwright.configs.schema import Recipe
-from trainwright.errors import NumericalFailure, Preempted, RunFailed
+from trainwright.errors import Diverged, NumericalFailure, Preempted, RunFailed
 from trainwright.trainers.checkpoint.load import read_state
 from trainwright.trainers.checkpoint.place import Place
-from trainwright.trainers.checkpoint.save import Saver
+from trainwright.trainers.checkpoint.save import Saver, forget_from
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.data.dealing import own_cursor
 from trainwright.trainers.flops import training_flops_per_token
 from trainwright.trainers.health.check import Health, check_health
 from trainwright.trainers.loop import train_steps, validation_loss
+from trainwright.trainers.meter import Meter
 from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
 from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.parallel.shards import local_pieces
+from trainwright.trainers.parallel.stages import Stages, layers_of_rank
 from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.platform.base import Platform
-from trainwright.trainers.precision import PRECISIONS
+from trainwright.trainers.precision import PRECISIONS, REDUCES
 from trainwright.trainers.resilience.pace import Pace
 from trainwright.trainers.resilience.watchdog import Passing, Watchdog
 from trainwright.trainers.resilience.whereabouts import Whereabouts
 from trainwright.trainers.resilience.wishes import Wishes, stopping_on_notice
 from trainwright.trainers.run_folder import checkpoint_folder, config_text, run_folder
+from trainwright.trainers.stability import RollBack
 from trainwright.trainers.start import Start, find_start, open_folder, say_finished, say_start
 from trainwright.trainers.steppers.base import Stepper
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.base import Task
 from trainwright.trainers.tasks.pretrain import Pretraining
+
+
+@dataclass(frozen=True)
+class Process:
+    """What stays while the run begins in this process, as it does again after a rollback."""
+
+    recipe: Recipe
+    folder: Path
+    ranks: Ranks
+    beside: Ranks  # the same, for the thread that saves
+    platform: Platform
+    where: Whereabouts
+    wishes: Wishes
+    observers: Sequence[Observer]  # the caller's
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is made anew each time that the run begins."""
+
+    start: Start
+    run: Run
+    stepper: Stepper
+    checkpoints: Checkpoints
+    watching: Observers
 
 
 def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
@@ -48,6 +79,8 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
+    if recipe.precision.rounding == "hardware":
+        platform.round_stochastically(recipe.seed)
     folder = run_folder(recipe)
     with (
         open_ranks(recipe.parallel, platform) as ranks,
@@ -60,38 +93,62 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
                 say_finished(recipe, folder, start.progress)
             return
         task = Pretraining(recipe, ranks)
-        stepper, parameters = build_stepper(recipe, task, ranks, platform, start.checkpoint)
-        config = config_text(recipe, platform.describe())
-        if ranks.first:
-            open_folder(recipe, folder, config, start.afresh)
-        wishes = Wishes()
-        damaged = [path.name for path, _ in start.passed_over]
-        saver = Saver(
-            checkpoint_folder(recipe), config, ranks.aside(), platform, recipe.checkpoint, damaged=damaged
-        )
-        checkpoints = Checkpoints(stepper.state_dict, saver, wishes, ranks)
-        said = build_observers(recipe, folder) if ranks.first else []
-        # A save may take longer than a step's bound.
-        saves = Passing(where, "save"), checkpoints, Passing(where, "observers")
-        watching = Observers([Pace(where, ranks), *said, *saves, *observers])
-        run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
-        with stopping_on_notice(wishes):
-            _train(run, task, stepper, start, health, checkpoints, watching, wishes, where, ranks, platform)
+        process = Process(recipe, folder, ranks, ranks.aside(), platform, where, Wishes(), observers)
+        while not _train(process, task, _begin(process, task, start), health):
+            gc.collect()  # the model that went wrong leaves its memory to the next
+            where.begin_again()
+            start, health = find_start(recipe, ranks, again=True), None
         if ranks.first:
             print(f"report={folder / 'report.html'}", flush=True)
 
 
+def _begin(process: Process, task: Task, start: Start) -> Attempt:
+    """Build what trains from `start`, and open the run's folder."""
+    recipe, folder, ranks, where = process.recipe, process.folder, process.ranks, process.where
+    stepper, parameters = build_stepper(recipe, task, ranks, process.platform, start.checkpoint)
+    config = config_text(recipe, process.platform.describe())
+    if ranks.first:
+        open_folder(recipe, folder, config, start.afresh)
+    damaged = [path.name for path, _ in start.passed_over]
+    saves_to = checkpoint_folder(recipe)
+    saver = Saver(saves_to, config, process.beside, process.platform, recipe.checkpoint, damaged=damaged)
+    checkpoints = Checkpoints(stepper.state_dict, saver, start.monitor, process.wishes, ranks)
+    said = build_observers(recipe, folder) if ranks.first else []
+    # A save may take longer than a step's bound.
+    saves = Passing(where, "save"), checkpoints, Passing(where, "observers")
+    watching = Observers([Pace(where, ranks), *said, *saves, *process.observers])
+    run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
+    return Attempt(start, run, stepper, checkpoints, watching)
+
+
 def build_stepper(
     recipe: Recipe, task: Task, ranks: Ranks, platform: Platform, checkpoint: Place | None
-) -> tuple[EagerStepper, int]:
+) -> tuple[Stepper, int]:
     """The task's model on its ranks, with initial weights or a checkpoint's, and its number of parameters."""
+    precision = PRECISIONS[recipe.precision.mode]
     model = task.build_model(platform)
     parameters = sum(p.numel() for p in model.parameters())
-    computes_in = PRECISIONS[recipe.precision.mode].computes_in
-    layout = parallelize(model, *task.plan(), ranks, recipe.parallel, computes_in, platform)
+    if ranks.degrees.pp > 1:
+        own = layers_of_rank(recipe, ranks.pp_rank, ranks.degrees.pp)
+        model = Stages(task.build_model(platform, layers) for layers in own)
+    layout = parallelize(
+        model.to(precision.kept_in),
+        *task.plan(),
+        ranks,
+        recipe.parallel,
+        precision.computes_in,
+        platform,
+        REDUCES[recipe.precision.reduce],
+    )
     if checkpoint is None:
         task.fill(local_pieces(model))
-    stepper = EagerStepper(model, task.loss, recipe, layout, platform.device)
+    stepper: Stepper
+    if isinstance(model, Stages):
+        from trainwright.trainers.steppers.pipeline import PipelineStepper
+
+        stepper = PipelineStepper(model, task.loss, recipe, layout, platform.device)
+    else:
+        stepper = EagerStepper(model, task.loss, recipe, layout, platform.device)
     if checkpoint is not None:
         state = stepper.state_dict()
         read_state(checkpoint, state, alone=ranks.size == 1)
@@ -99,22 +156,13 @@ def build_stepper(
     return stepper, parameters
 
 
-def _train(
-    run: Run,
-    task: Task,
-    stepper: Stepper,
-    start: Start,
-    health: Health | None,
-    checkpoints: Checkpoints,
-    watching: Observers,
-    wishes: Wishes,
-    where: Whereabouts,
-    ranks: Ranks,
-    platform: Platform,
-) -> None:
-    recipe, progress = run.recipe, start.progress
+def _train(process: Process, task: Task, attempt: Attempt, health: Health | None) -> bool:
+    """Train until the run ends; False where it is rolled back and has to begin again."""
+    recipe, ranks, start = process.recipe, process.ranks, attempt.start
+    run, watching, progress = attempt.run, attempt.watching, start.progress
     validation = task.open_validation()
-    with task.open_stream(progress.cursor if start.checkpoint else None) as stream:
+    cursor = progress.cursor if start.checkpoint else None
+    with stopping_on_notice(process.wishes), task.open_stream(cursor) as stream:
         progress.cursor = own_cursor(progress.cursor, ranks)
         watching.on_start(run, progress)
         say_start(run, start)
@@ -122,51 +170,104 @@ def _train(
             run.emit("health", **health.event())
         if validation:
             run.emit("unigram", nats=unigram_entropy(validation, recipe.model.vocab_size, ranks))
-        reason = "done"
+        reason, back = "done", None
         try:
-            train_steps(
-                progress=progress,
-                stepper=stepper,
-                stream=stream,
-                validation=validation,
-                observer=watching,
-                wishes=wishes,
-                where=where,
-                left_out=start.deaths.left_out,
-                ranks=ranks,
-                platform=platform,
-                train=recipe.train,
-                optim=recipe.optim,
-                total_steps=run.total_steps,
-                flops_per_token=training_flops_per_token(recipe.model, recipe.train.seq_len),
-                peak_flops=platform.peak_flops(PRECISIONS[recipe.precision.mode].computes_in),
-            )
-            where.at("save", progress.step)
-            if progress.ended and validation:
-                val_loss = validation_loss(stepper, validation, ranks)
-                run.emit("validation", step=progress.step, val_loss=val_loss)
-            checkpoint = checkpoints.save_last(progress)
-            if wishes.agreed_stop and not start.finished(recipe):
-                raise Preempted(
-                    f"{wishes.stop or 'a signal to another rank'} stopped the run after step {progress.step}, "
-                    f"which is saved as {checkpoint}: the same command goes on from there"
-                )
-            if ranks.first and (sample := task.sample(checkpoint)):
-                run.emit("sample", step=progress.step, **sample)
+            back = _make_steps(process, task, attempt, stream, validation)
         except NumericalFailure as error:
-            reason = f"NumericalFailure: {error}"
-            if recipe.resilience.pass_over_batch and progress.step + 1 not in start.deaths.blamed:
+            reason = f"{type(error).__name__}: {error}"
+            batch = recipe.resilience.pass_over_batch and not isinstance(error, Diverged)
+            if batch and progress.step + 1 not in start.deaths.blamed:
                 raise RunFailed(f"{error}; or start again to see whether it is the batch") from error
             raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            where.at("save", progress.step)  # trackers may take longer to finish than a step's bound
+            process.where.at("save", progress.step)  # trackers may take longer to finish than a step's bound
             try:
-                run.emit("stop", step=progress.step, reason=reason)
+                if start.monitor.spike:
+                    run.emit("spike", **start.monitor.spike.event())
+                if back:
+                    run.emit("rollback", step=back.step, began=back.began, reason=str(back))
+                else:
+                    run.emit("stop", step=progress.step, reason=reason)
             finally:
-                watching.on_stop(progress, reason)
+                watching.on_stop(progress, f"rolled back: {back}" if back else reason)
+    return back is None
+
+
+def _make_steps(
+    process: Process,
+    task: Task,
+    attempt: Attempt,
+    stream: Iterator[Batch],
+    validation: list[Batch] | None,
+) -> RollBack | None:
+    """The steps, and what comes after the last of them; the rollback, if that is how they end."""
+    recipe, platform, start = process.recipe, process.platform, attempt.start
+    peak_flops = platform.peak_flops(PRECISIONS[recipe.precision.mode].computes_in)
+    flops_per_token = training_flops_per_token(recipe.model, recipe.train.seq_len)
+    try:
+        train_steps(
+            progress=start.progress,
+            stepper=attempt.stepper,
+            stream=stream,
+            validation=validation,
+            observer=attempt.watching,
+            monitor=start.monitor,
+            meter=Meter(platform, process.ranks, flops_per_token, peak_flops),
+            wishes=process.wishes,
+            where=process.where,
+            left_out=start.deaths.left_out,
+            ranks=process.ranks,
+            platform=platform,
+            train=recipe.train,
+            optim=recipe.optim,
+            total_steps=attempt.run.total_steps,
+        )
+    except RollBack as back:
+        _drop_checkpoints(process, attempt.checkpoints, back)
+        return back.with_traceback(None)  # which would keep the model
+    _finish(process, task, attempt, validation)
+    return None
+
+
+def _drop_checkpoints(process: Process, checkpoints: Checkpoints, back: RollBack) -> None:
+    """See that the newest checkpoint is one from before `back.began`, if there is any.
+
+    Raises:
+        Diverged: there are later ones only.
+    """
+    process.where.at("save", back.step)
+    checkpoints.settle()
+    folder = checkpoint_folder(process.recipe)
+    if not process.ranks.share(forget_from(folder, back.began) if process.ranks.first else None):
+        raise Diverged(
+            f"{back}, and no checkpoint from before step {back.began} is left: raise checkpoint.keep, and "
+            "start again"
+        )
+
+
+def _finish(process: Process, task: Task, attempt: Attempt, validation: list[Batch] | None) -> None:
+    """Save the end of the run and show what it has learnt.
+
+    Raises:
+        Preempted: it isn't the end: a rank was asked to stop.
+    """
+    recipe, ranks, wishes = process.recipe, process.ranks, process.wishes
+    run, start, progress = attempt.run, attempt.start, attempt.start.progress
+    process.where.at("save", progress.step)
+    if progress.ended and validation:
+        val_loss = validation_loss(attempt.stepper, validation, ranks)
+        run.emit("validation", step=progress.step, val_loss=val_loss)
+    checkpoint = attempt.checkpoints.save_last(progress)
+    if wishes.agreed_stop and not start.finished(recipe):
+        raise Preempted(
+            f"{wishes.stop or 'a signal to another rank'} stopped the run after step {progress.step}, "
+            f"which is saved as {checkpoint}: the same command goes on from there"
+        )
+    if ranks.first and (sample := task.sample(checkpoint)):
+        run.emit("sample", step=progress.step, **sample)
 
 
 def unigram_entropy(batches: list[Batch], words: int, ranks: Ranks) -> float:

@@ -75,14 +75,17 @@ class Saver:
         """
         self._copied = self._staging.copy(state)
 
-    def begin(self, progress: Progress) -> None:
+    def begin(self, progress: Progress, suspect_from: int | None = None) -> None:
         """Write the last copy as ``folder/step_00000100`` while the caller goes on.
 
         All ranks call it, and none of them while it is `busy`. Of `progress` each rank has its own rows of the
         cursor, which the loop replaces and never changes.
+
+        suspect_from: the step from which on checkpoints may turn out to be of no use, so that they take no
+        place of older ones.
         """
         self._ended = None
-        work = self._copied, replace(progress)
+        work = self._copied, replace(progress), suspect_from
         self._thread = Thread(target=self._run, args=work, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -106,11 +109,11 @@ class Saver:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _run(self, state: dict[str, Any], progress: Progress) -> None:
+    def _run(self, state: dict[str, Any], progress: Progress, suspect_from: int | None) -> None:
         started = time.perf_counter()
         path = self.folder / step_name(progress.step)
         try:
-            written, wrong = self._write(state, progress, path), None
+            written, wrong = self._write(state, progress, path, suspect_from), None
         except OSError as error:
             written, wrong = 0, error
         except BaseException as error:
@@ -118,7 +121,7 @@ class Saver:
             return
         self._ended = Saved(progress.step, path, time.perf_counter() - started, written, wrong)
 
-    def _write(self, state: dict[str, Any], progress: Progress, path: Place) -> int:
+    def _write(self, state: dict[str, Any], progress: Progress, path: Place, suspect_from: int | None) -> int:
         """Write all; returns the bytes over all ranks. Until the end there is no manifest at `path`.
 
         Raises:
@@ -137,14 +140,17 @@ class Saver:
                 _drop_unless_complete(partial)
             raise
         if self.ranks.first:
-            self._forget(path.name)
+            self._forget(path.name, suspect_from)
         return sum(entry.bytes for entry in files.values())
 
-    def _forget(self, newest: str) -> None:
+    def _forget(self, newest: str, suspect_from: int | None) -> None:
         """Delete what is no longer needed; what can't be deleted does no harm."""
         with said_as_warning(f"old checkpoints in {self.folder} couldn't be deleted"):
             whole = [n for n in step_names(self.folder) if (self.folder / n / MANIFEST).is_file()]
-            kept = to_keep([name for name in whole if name not in self.damaged or name == newest], self.policy)
+            counted = [name for name in whole if name not in self.damaged or name == newest]
+            good = [name for name in counted if suspect_from is None or step_of(name) < suspect_from]
+            suspect = counted[len(good) :]  # the newest
+            kept = [*to_keep(good, self.policy), *to_keep(suspect, self.policy)]
             for name in step_names(self.folder):
                 if name not in kept:
                     drop(self.folder / name)
@@ -156,15 +162,35 @@ def step_name(step: int) -> str:
     return f"{PREFIX}{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """The step of a checkpoint with this name."""
+    return int(name.removeprefix(PREFIX))
+
+
 def step_names(folder: Place) -> list[str]:
     """The names of a run's checkpoints, oldest first, whether or not they are whole."""
     return [name for name in folder.names() if name.startswith(PREFIX) and "." not in name]
 
 
+def forget_from(folder: Place, step: int) -> bool:
+    """Delete the checkpoints of `step` and later ones; False, and none is, if there are no others.
+
+    Raises:
+        OSError: one can't be deleted.
+    """
+    names = step_names(folder)
+    later = [name for name in names if step_of(name) >= step]
+    if later and len(later) == len(names):
+        return False
+    for name in reversed(later):
+        (folder / name).remove()
+    return True
+
+
 def to_keep(names: list[str], policy: CheckpointConfig) -> list[str]:
     """Which of the whole checkpoints `names`, oldest first, to keep."""
     every = policy.keep_every
-    marked = [name for name in names if every is not None and int(name.removeprefix(PREFIX)) % every == 0]
+    marked = [name for name in names if every is not None and step_of(name) % every == 0]
     return [*marked, *names[-policy.keep :]]
 
 

@@ -37,7 +37,10 @@ class Observer:
         """Something happened: start, resume, checkpoint, stop, ..."""
 
     def on_stop(self, progress: Progress, reason: str) -> None:
-        """Once, however the run ends; `reason` is `done` or what broke it."""
+        """Once, however the run ends; `reason` is `done` or what broke it.
+
+        A run that is rolled back begins again, with `on_start`, in the same process.
+        """
 
 
 class Observers(Observer):

@@ -12,6 +12,7 @@ from trainwright.trainers.observers.base import Metrics, Observer, Progress, Run
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.plan.goodput import best_interval
 from trainwright.trainers.resilience.wishes import Wishes
+from trainwright.trainers.stability import Monitor
 
 MEASURED_AT = 10  # auto: how many steps come before the first save, which shows what a save costs
 
@@ -20,10 +21,16 @@ class Checkpoints(Observer):
     """A save that fails leaves the last good one, is said, and doesn't stop the run. Every rank has one."""
 
     def __init__(
-        self, state_dict: Callable[[], dict[str, Any]], saver: Saver, wishes: Wishes, ranks: Ranks
+        self,
+        state_dict: Callable[[], dict[str, Any]],
+        saver: Saver,
+        monitor: Monitor,
+        wishes: Wishes,
+        ranks: Ranks,
     ) -> None:
         self.state_dict = state_dict
         self.saver = saver
+        self.monitor = monitor
         self.wishes = wishes
         self.ranks = ranks
         self._stall = 0.0
@@ -57,6 +64,10 @@ class Checkpoints(Observer):
 
     def on_stop(self, progress: Progress, reason: str) -> None:
         self.saver.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is being written."""
+        self._hear(wait=True)
 
     def save_last(self, progress: Progress) -> Place:
         """Save the end of the run, unless that has just been done, and say where it is.
@@ -95,7 +106,7 @@ class Checkpoints(Observer):
         self._measuring = self._measures_at is not None
         # Before anything is written: a checkpoint must not reach the disk before the lines of its steps.
         self.run.emit("checkpoint_begun", step=progress.step, stall_s=self._stall)
-        self.saver.begin(progress)
+        self.saver.begin(progress, self.monitor.suspect_from)
 
     def _hear(self, *, wait: bool = False) -> Saved | None:
         """Tell of the save that has ended since the last time."""

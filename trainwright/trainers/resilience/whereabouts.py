@@ -36,6 +36,12 @@ class Whereabouts:
         self._worked_at = self._clock()
         self._stepped = False
 
+    def begin_again(self) -> None:
+        """The run begins again in this process: what comes now may take as long as a start."""
+        self._stepped = False
+        self.steps.clear()
+        self.at("start_up", 0)
+
     def at(self, phase: str, step: int) -> None:
         """The main thread comes to `phase` of `step`."""
         before, now, worked = self.now, time.monotonic(), self._clock()
