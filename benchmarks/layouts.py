@@ -33,7 +33,7 @@ MIXED = ("precision=mixed",)
 FOUR, FIVE = ("model.num_hidden_layers=4",), ("model.num_hidden_layers=5",)
 WHOLE = ("data.document_mask=false",)
 FULL = "train.activation_checkpointing=full"
-INTERLEAVED = "parallel.pp_schedule=interleaved_1f1b"
+INTERLEAVED, ZERO_BUBBLE = "parallel.pp_schedule=interleaved_1f1b", "parallel.pp_schedule=zero_bubble"
 DP, TP = "parallel.zero=0", "parallel.tp=2"
 
 
@@ -109,6 +109,20 @@ LAYOUTS = (
     layout("PP 2 x DP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} {DP} train.micro_batch_size=1", *FOUR),
     layout("PP 2 x FSDP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=1", *FOUR),
     layout("PP 2 x TP 2, interleaved", 4, f"parallel.pp=2 {INTERLEAVED} {TP} train.micro_batch_size=2", *FOUR),
+    layout("PP 2, zero bubble", 2, f"parallel.pp=2 {ZERO_BUBBLE} train.micro_batch_size=2"),
+    layout("PP 2 x DP 2, zero bubble", 4, f"parallel.pp=2 {ZERO_BUBBLE} {DP} train.micro_batch_size=1"),
+    layout(
+        "PP 2 x ZeRO-1 on 2, zero bubble, recomputing",
+        4,
+        f"parallel.pp=2 {ZERO_BUBBLE} parallel.zero=1 train.micro_batch_size=1 {FULL}",
+    ),
+    layout("PP 2 x TP 2, zero bubble", 4, f"parallel.pp=2 {ZERO_BUBBLE} {TP} train.micro_batch_size=2"),
+    layout(
+        "PP 2, zero bubble, 2 stages each",
+        2,
+        f"parallel.pp=2 {ZERO_BUBBLE} parallel.pp_stages=2 train.micro_batch_size=2",
+        *FOUR,
+    ),
     layout("DP 2", 2, "parallel.zero=0", *MIXED),
     layout("FSDP 2", 2, "", *MIXED),
     layout("FSDP 2, 4 micro-batches", 2, "train.micro_batch_size=1", *MIXED),
@@ -121,6 +135,13 @@ LAYOUTS = (
     layout("PP 2 x FSDP 2", 4, "parallel.pp=2 train.micro_batch_size=1", *MIXED),
     layout("PP 2 x TP 2", 4, "parallel.pp=2 parallel.tp=2 train.micro_batch_size=2", *MIXED),
     layout("PP 2, interleaved", 2, f"parallel.pp=2 {INTERLEAVED} train.micro_batch_size=2", *MIXED, *FOUR),
+    layout("PP 2, zero bubble", 2, f"parallel.pp=2 {ZERO_BUBBLE} train.micro_batch_size=2", *MIXED),
+    layout(
+        "PP 2 x ZeRO-1 on 2, zero bubble",
+        4,
+        f"parallel.pp=2 {ZERO_BUBBLE} parallel.zero=1 train.micro_batch_size=1",
+        *MIXED,
+    ),
 )
 
 # By how much a layout may differ from the single process, relatively, at any step.

@@ -3,6 +3,8 @@
 Shapes in comments: B batch, T length, D hidden size, G KV heads, R query heads a KV head, K head dim.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,10 +21,19 @@ Rope = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Linear):
-    """A bias-free projection whose values come from `init_weights`, not from its constructor."""
+    """A bias-free projection whose values come from `init_weights`, not from its constructor.
+
+    multiply: (x, weight) to x @ weight.T; set where its gradients are made in another way.
+    """
+
+    multiply: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        return self.multiply(x, self.weight)
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is."""

@@ -16,6 +16,11 @@ FSDP_2, FSDP_4 = (2, ["parallel.zero=3"]), (4, ["parallel.zero=3"])
 HSDP = (4, ["parallel.dp_replicate=2"])
 TP_2, TP_4 = (2, ["parallel.tp=2"]), (4, ["parallel.tp=4"])
 FSDP_2_TP_2 = (4, ["parallel.tp=2"])
+FOUR_LAYERS, MICRO_BATCHES = "model.num_hidden_layers=4", "train.micro_batch_size=2"
+PP_2, PP_2_TP_2 = (2, ["parallel.pp=2"]), (4, ["parallel.pp=2", "parallel.tp=2"])
+PP_2_FSDP_2 = (4, ["parallel.pp=2", "parallel.zero=2"])
+INTERLEAVED = (2, ["parallel.pp=2", "parallel.pp_schedule=interleaved_1f1b"])
+ZERO_BUBBLE = (2, ["parallel.pp=2", "parallel.pp_schedule=zero_bubble"])
 
 CHAINS = {
     "FSDP 2, TP 2, 1 rank, HSDP 2 x 2": ([FSDP_2, TP_2, ALONE, HSDP], []),
@@ -24,6 +29,19 @@ CHAINS = {
     "TP 4, FSDP 4": ([TP_4, FSDP_4], []),
     "mixed: FSDP 2, TP 2, 1 rank, HSDP 2 x 2": ([FSDP_2, TP_2, ALONE, HSDP], ["precision=mixed"]),
     "tied: FSDP 2 x TP 2, 1 rank, FSDP 4": ([FSDP_2_TP_2, ALONE, FSDP_4], ["model.tie_word_embeddings=true"]),
+    "PP 2, 1 rank, TP 2, PP 2": ([PP_2, ALONE, TP_2, PP_2], [MICRO_BATCHES]),
+    "PP 2 x FSDP 2, zero bubble, PP 2 x TP 2, FSDP 4": (
+        [PP_2_FSDP_2, ZERO_BUBBLE, PP_2_TP_2, FSDP_4],
+        [MICRO_BATCHES],
+    ),
+    "interleaved, PP 2, 1 rank, interleaved": (
+        [INTERLEAVED, PP_2, ALONE, INTERLEAVED],
+        [FOUR_LAYERS, MICRO_BATCHES],
+    ),
+    "mixed: PP 2, FSDP 2, 1 rank, PP 2 x FSDP 2": (
+        [PP_2, FSDP_2, ALONE, PP_2_FSDP_2],
+        ["precision=mixed", MICRO_BATCHES],
+    ),
     "six sequences: FSDP 4, 1 rank, FSDP 2": (
         [FSDP_4, ALONE, FSDP_2],
         ["train.global_batch_size=6", "train.micro_batch_size=6"],
@@ -57,7 +75,11 @@ def test_a_run_goes_on_under_another_layout(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
-@pytest.mark.parametrize("layout", [FSDP_2_TP_2, HSDP], ids=["FSDP 2 x TP 2", "HSDP 2 x 2"])
+@pytest.mark.parametrize(
+    "layout",
+    [FSDP_2_TP_2, HSDP, PP_2_FSDP_2, ZERO_BUBBLE],
+    ids=["FSDP 2 x TP 2", "HSDP 2 x 2", "PP 2 x FSDP 2", "PP 2, zero bubble"],
+)
 def test_the_same_layout_goes_on_bit_for_bit(
     run_on_ranks: RankPool, base: list[str], tmp_path: Path, layout: tuple[int, list[str]], precision: str
 ):

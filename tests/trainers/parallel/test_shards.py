@@ -82,11 +82,12 @@ def one_of_512() -> tuple[int, int, float]:
         num_key_value_heads=8,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    degrees = Degrees(1, 64, 8)
+    degrees = Degrees(dp_shard=64, tp=8)
     # torch's fake process group sends nothing, so one rank of many can be looked at alone.
     dist.init_process_group("fake", rank=77, world_size=512, store=FakeStore())
     mesh = init_device_mesh("cpu", degrees, mesh_dim_names=AXES)
-    pieces = filled_pieces(Ranks(77, 512, 77, degrees, 77 // 8, 64, 77 % 8, mesh), config)
+    here = Ranks(77, 512, 77, degrees, data_rank=77 // 8, data_ranks=64, tp_rank=77 % 8, mesh=mesh)
+    pieces = filled_pieces(here, config)
     dist.destroy_process_group()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.device("meta"):

@@ -23,6 +23,7 @@ from trainwright.configs.degrees import stages_per_rank
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.parallel.apply import Layout
+from trainwright.trainers.parallel.deferred import Deferred
 from trainwright.trainers.parallel.stages import Stages, stages_of_rank
 from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.steppers.updating import Updating
@@ -55,6 +56,9 @@ class PipelineStepper(Updating):
         self.last = self.ranks * len(self.stages) - 1
         self.parts = [_Part(part, loss) for part in model]
         self.kind = parallel.pp_schedule
+        # By stage: where the schedule says when weights' gradients are made, what was put off until then.
+        defers = self.kind == "zero_bubble"
+        self.deferred = [Deferred(part).take if defers else None for part in model]
         self.micro_batch_size = recipe.train.micro_batch_size
         self.width = recipe.model.hidden_size
         self.cut = ranks.degrees.tp if parallel.sp is not False else 1  # of each sequence's positions
@@ -109,8 +113,8 @@ class PipelineStepper(Updating):
     def _build(self, micro_batches: list[Batch]) -> Any:
         hidden = self._hidden(micro_batches[0], torch.device("meta")).requires_grad_()
         stages = [
-            _Stage(part, stage, self.last + 1, hidden, self.device, self.group, self.layout)
-            for stage, part in zip(self.stages, self.parts, strict=True)
+            _Stage(part, stage, self.last + 1, hidden, self.device, self.group, self.layout, deferred)
+            for stage, part, deferred in zip(self.stages, self.parts, self.deferred, strict=True)
         ]
         # Sums, never means: losses are already parts of the global batch's mean.
         options = {"loss_fn": self._part_of_mean, "scale_grads": False}
@@ -146,7 +150,7 @@ class _Part(nn.Module):
 class _Stage(PipelineStage):
     """A stage that says to FSDP, before each backward, which of its communication is due.
 
-    hidden: as it goes from stage to stage, on the meta device.
+    hidden: as it goes from stage to stage, on the meta device. take_deferred: `Deferred.take`.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class _Stage(PipelineStage):
         device: torch.device,
         group: dist.ProcessGroup,
         layout: Layout,
+        take_deferred: Callable[[], Callable[[], None]] | None,
     ) -> None:
         loss = torch.empty((), device="meta", requires_grad=True)
         super().__init__(
@@ -168,6 +173,7 @@ class _Stage(PipelineStage):
             input_args=hidden if number > 0 else (),
             output_args=hidden if number < count - 1 else loss,
             group=group,
+            dw_builder=take_deferred,
         )
         self.part, self.layout = part, layout
 
@@ -177,3 +183,8 @@ class _Stage(PipelineStage):
         """A micro-batch's backward through the stage; see `PipelineStage`."""
         self.layout.before_backward(self.part.model, last_backward)
         return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """Make what a micro-batch's backward has put off; see `PipelineStage`."""
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        self.layout.after_deferred(self.part.model, last_backward)
