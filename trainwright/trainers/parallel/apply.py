@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from trainwright.configs.schema import ParallelConfig
 from trainwright.models.plan import Plan, Units
 from trainwright.trainers.parallel.collectives import exchange_and_add, reduce_scatter
-from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward
+from trainwright.trainers.parallel.data_parallel import (
+    after_deferred,
+    apply_data_parallel,
+    before_backward,
+)
 from trainwright.trainers.parallel.direct import send_directly
 from trainwright.trainers.parallel.plan import styles_of, units_of
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.parallel.shards import materialise
+from trainwright.trainers.parallel.stages import Stages, parts_of
 from trainwright.trainers.parallel.tensor_parallel import apply_tensor_parallel
 from trainwright.trainers.platform.base import Platform
 
@@ -24,16 +29,22 @@ class Layout:
 
     partial: the parameters whose gradient tensor-parallel peers have in parts.
     keeps_masters: FSDP keeps the weights in fp32 and makes those that the model computes with.
+    reduces_in: the dtype in which gradients are summed over ranks.
     """
 
     ranks: Ranks
     zero: int
     partial: frozenset[str] = frozenset()
     keeps_masters: bool = False
+    reduces_in: torch.dtype = torch.float32
 
     def before_backward(self, model: nn.Module, last: bool) -> None:
         """Say whether the next micro-batch is the step's last: only then all of the communication is due."""
         before_backward(model, self.zero, last)
+
+    def after_deferred(self, model: nn.Module, last: bool) -> None:
+        """Take over the weights' gradients that a micro-batch's backward had put off; `last` as above."""
+        after_deferred(model, self.zero, last)
 
     def sum_partial(self, gradients: dict[str, Tensor]) -> None:
         """Sum the gradients that tensor-parallel peers have in parts, in place and in one message."""
@@ -41,7 +52,7 @@ class Layout:
         if not parts:
             return
         assert self.ranks.mesh is not None
-        together = torch.cat([part.flatten() for part in parts])
+        together = torch.cat([part.flatten().to(self.reduces_in) for part in parts])
         if not together.numel():  # of a shard that is empty, on all peers alike
             return
         dist.all_reduce(together, group=self.ranks.mesh["tp"].get_group())
@@ -57,25 +68,28 @@ def parallelize(
     parallel: ParallelConfig,
     computes_in: torch.dtype,
     platform: Platform,
+    reduces_in: torch.dtype = torch.float32,
 ) -> Layout:
     """Cut `model`, which is on the meta device, as `plan` says, and make this rank's part of it real.
 
-    Its weights hold nothing yet: `shards.local_pieces` are to be filled.
+    Its weights hold nothing yet: `shards.local_pieces` are to be filled. Each of a rank's `Stages` is cut by
+    itself.
 
     Raises:
         ValueError: the plan or the units don't fit the model.
     """
-    styles, modules = styles_of(model, plan), units_of(model, units)
     sum_scatter = exchange_and_add if platform.sends_directly else reduce_scatter
     partial: frozenset[str] = frozenset()
-    if ranks.degrees.tp > 1:
-        assert ranks.mesh is not None
-        sp = parallel.sp is not False
-        partial = apply_tensor_parallel(model, styles, ranks.mesh["tp"], sp, sum_scatter)
-    sharded = ranks.degrees.data > 1
-    if sharded:
-        apply_data_parallel(model, modules, ranks, parallel.zero, computes_in)
-        if platform.sends_directly:
-            send_directly(model)
+    sharded, staged = ranks.degrees.data > 1, isinstance(model, Stages)
+    for part in parts_of(model):
+        styles, modules = styles_of(part, plan, part=staged), units_of(part, units, part=staged)
+        if ranks.degrees.tp > 1:
+            assert ranks.mesh is not None
+            sp = parallel.sp is not False
+            partial |= apply_tensor_parallel(part, styles, ranks.mesh["tp"], sp, sum_scatter)
+        if sharded:
+            apply_data_parallel(part, modules, ranks, parallel.zero, computes_in, reduces_in)
+    if sharded and platform.sends_directly:
+        send_directly(model)
     materialise(model, platform.device)
-    return Layout(ranks, parallel.zero, partial, keeps_masters=sharded)
+    return Layout(ranks, parallel.zero, partial, keeps_masters=sharded, reduces_in=reduces_in)

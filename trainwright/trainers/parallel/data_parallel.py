@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from trainwright.models.llama import Head
 from trainwright.trainers.parallel.ranks import Ranks
 
 
@@ -16,20 +17,23 @@ def apply_data_parallel(
     ranks: Ranks,
     zero: int,
     computes_in: torch.dtype,
+    reduces_in: torch.dtype,
 ) -> None:
     """Shard `model` over dp_shard and replicate it over dp_replicate, in place.
 
-    units: modules whose parameters travel together; the last makes the loss together with its gradients, and
-    an embedding is read by index, so neither is needed in the backward pass.
+    units: modules whose parameters travel together. That with the head makes the loss together with its
+    gradients, and an embedding is read by index, so neither is needed in the backward pass.
+    computes_in: where it isn't the dtype of the parameters, they are rounded to it as they are gathered.
+    reduces_in: the dtype in which gradients are summed over ranks.
     """
     assert ranks.mesh is not None
     # zero=0 has all ranks on dp_replicate: a shard is the whole there and nothing but gradients travels.
     hybrid = ranks.degrees.dp_replicate > 1
     mesh = ranks.mesh["dp_replicate", "dp_shard"] if hybrid else ranks.mesh["dp_shard"]
     lower = None if computes_in == torch.float32 else computes_in
-    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=reduces_in)
     for unit in units:
-        again = zero == 3 and unit is not units[-1]
+        again = zero == 3 and not any(isinstance(module, Head) for module in unit)
         fully_shard(list(unit), mesh=mesh, mp_policy=policy, reshard_after_forward=again)  # type: ignore[arg-type]
         if len(unit) == 1 and isinstance(unit[0], nn.Embedding):
             cast(FSDPModule, unit[0]).set_unshard_in_backward(False)
@@ -39,6 +43,16 @@ def apply_data_parallel(
             # Sums, never means: gradients are already parts of the global batch's mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def after_deferred(model: nn.Module, zero: int, last: bool) -> None:
+    """Hand over gradients that were made after a backward pass of FSDP's had ended; `last` as below.
+
+    That pass's own end, called again, takes what it finds: no public call does.
+    """
+    if isinstance(model, FSDPModule):
+        before_backward(model, zero, last)
+        model._get_fsdp_state()._root_post_backward_final_callback()
 
 
 def before_backward(model: nn.Module, zero: int, last: bool) -> None:

@@ -29,7 +29,7 @@ from trainwright.trainers.data.cursor import new_cursor
 from trainwright.trainers.data.dealing import owned_lanes, rows_in_a_batch
 from trainwright.trainers.parallel.plan import styles_of, units_of
 from trainwright.trainers.parallel.tensor_parallel import few_groups, placement_of
-from trainwright.trainers.precision import PRECISIONS
+from trainwright.trainers.precision import PRECISIONS, REDUCES
 
 # Kinds and how often a rank's share of the whole tensor, (n - 1) / n of it, crosses the wire to or from it.
 # A platform may carry them out by sends or an all-to-all, of the same bytes.
@@ -130,6 +130,10 @@ def _element(recipe: Recipe) -> int:
     return PRECISIONS[recipe.precision.mode].computes_in.itemsize
 
 
+def _reduced_element(recipe: Recipe) -> int:
+    return REDUCES[recipe.precision.reduce].itemsize
+
+
 def _activations(
     recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style]
 ) -> Iterator[Traffic]:
@@ -180,7 +184,8 @@ def _partial_gradients(
             rows, *columns = model.get_submodule(name).get_parameter("weight").shape
             part = math.ceil(rows / degrees.dp_shard)
             elements += max(0, min(part, rows - shard * part)) * math.prod(columns)
-    yield Traffic("tp", "all_reduce", "gradients in parts", min(elements, 1), elements * FP32)
+    sent = elements * _reduced_element(recipe)
+    yield Traffic("tp", "all_reduce", "gradients in parts", min(elements, 1), sent)
 
 
 def _batch(recipe: Recipe, degrees: Degrees, data_rank: int) -> Iterator[Traffic]:
@@ -195,7 +200,7 @@ def _weights_and_gradients(
     recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style]
 ) -> Iterator[Traffic]:
     """FSDP's, unit by unit. zero 0 is a mesh whose dp_shard is 1: its units are only reduced."""
-    zero, element = recipe.parallel.zero, _element(recipe)
+    zero, element, sum_element = recipe.parallel.zero, _element(recipe), _reduced_element(recipe)
     count = len(micro_batches(recipe, degrees))
     units = units_of(model, llama_units(recipe.model))
     placed = {
@@ -214,10 +219,11 @@ def _weights_and_gradients(
             yield Traffic("dp_shard", "all_gather", "weights", forward, forward * elements * element)
             if again:
                 yield Traffic("dp_shard", "all_gather", "weights again", count, count * elements * element)
-            yield Traffic("dp_shard", "reduce_scatter", "gradients", reduced, reduced * elements * FP32)
+            sent = reduced * elements * sum_element
+            yield Traffic("dp_shard", "reduce_scatter", "gradients", reduced, sent)
         if degrees.dp_replicate > 1:
             part = elements // degrees.dp_shard
-            yield Traffic("dp_replicate", "all_reduce", "gradients", 1, part * FP32)
+            yield Traffic("dp_replicate", "all_reduce", "gradients", 1, part * sum_element)
 
 
 def _padded(shape: torch.Size, placement: Placement, degrees: Degrees) -> int:
