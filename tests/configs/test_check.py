@@ -5,6 +5,9 @@ import pytest
 from trainwright.configs.compose import load_recipe
 from trainwright.errors import BadRequest
 
+PP_2 = ["parallel.pp=2", "model.tie_word_embeddings=false", "train.micro_batch_size=2"]
+INTERLEAVED = [*PP_2, "parallel.pp_schedule=interleaved_1f1b"]
+
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(BadRequest) as caught:
@@ -23,10 +26,7 @@ def refusal(*overrides: str) -> str:
             ["model.num_key_value_heads=3"],
             "model.num_key_value_heads=3 doesn't divide model.num_attention_heads=4; 2 and 4 would",
         ),
-        (
-            ["parallel.pp=2"],
-            "parallel.pp=2: this version has no pipeline parallelism yet; set parallel.pp=1",
-        ),
+        (PP_2, "parallel.pp=2 needs a multiple of 2 ranks and this run has 1"),
         (
             ["parallel.ep=2"],
             "parallel.ep=2: this version has no expert parallelism yet; set parallel.ep=1",
@@ -46,6 +46,17 @@ def refusal(*overrides: str) -> str:
         (["train.steps=0"], "train.steps=0 must be at least 1"),
         (["train.steps=null"], "a run needs an end: give train.steps or train.epochs"),
         (["optim.min_lr=1"], "optim.min_lr=1.0 is above optim.lr=0.003"),
+        (
+            ["stability.on_spike=abort"],
+            "stability.on_spike takes warn or skip or rollback or stop, not 'abort'",
+        ),
+        (["stability.on_nonfinite=warn"], "stability.on_nonfinite takes stop or skip or rollback, not 'warn'"),
+        (["stability.margin=-1"], "stability.margin=-1.0 must be a number of at least 0.0"),
+        (["stability.window=0"], "stability.window=0 must be at least 1"),
+        (
+            ["stability.on_persistent=rollback", "checkpoint.every=null"],
+            "stability.on_persistent=rollback has no checkpoint to go back to: give checkpoint.every",
+        ),
         (["optim.clip=0"], "optim.clip=0.0 must be above 0; optim.clip=null switches clipping off"),
         (
             ["train.seq_len=2048"],
@@ -110,6 +121,64 @@ def test_sources_of_a_mix_are_checked_by_name(tmp_path: Path):
     ("ranks", "overrides", "sentence"),
     [
         (3, ["parallel.tp=2"], "parallel.tp=2 needs a multiple of 2 ranks and this run has 3"),
+        (
+            6,
+            [*PP_2, "parallel.tp=2"],
+            "parallel.pp=2 x parallel.tp=2 needs a multiple of 4 ranks and this run has 6",
+        ),
+        (
+            2,
+            ["parallel.pp=2", "model.tie_word_embeddings=false", "train.micro_batch_size=8"],
+            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches, and each "
+            "data-parallel rank has 1; train.micro_batch_size=4 would do",
+        ),
+        (
+            16,
+            PP_2,
+            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches, and each "
+            "data-parallel rank has 1; train.global_batch_size=16 with train.micro_batch_size=1 would do",
+        ),
+        (
+            3,
+            [*INTERLEAVED, "parallel.pp=3", "train.global_batch_size=7", "train.micro_batch_size=1"],
+            "parallel.pp=3 with parallel.pp_schedule=interleaved_1f1b takes a multiple of 3 micro-batches, and "
+            "each data-parallel rank has 7; train.micro_batch_size=7 would do",
+        ),
+        (
+            4,
+            [*PP_2, "parallel.pp_schedule=zero_bubble"],
+            "parallel.pp_schedule=zero_bubble keeps gradients whole until the step's end, which "
+            "parallel.zero=3 doesn't: set parallel.zero=1 or 0",
+        ),
+        (
+            2,
+            [*PP_2, "parallel.pp_stages=2"],
+            "parallel.pp_stages=2 doesn't go with parallel.pp_schedule=1f1b, which has 1; use interleaved_1f1b",
+        ),
+        (
+            2,
+            [*INTERLEAVED, "parallel.pp_stages=1"],
+            "parallel.pp_schedule=interleaved_1f1b has at least 2 stages a rank: raise parallel.pp_stages=1, "
+            "or use 1f1b",
+        ),
+        (
+            2,
+            [*INTERLEAVED, "parallel.pp_stages=4"],
+            "model.num_hidden_layers=6 is less than the 8 stages of parallel.pp=2 with 4 each: lower "
+            "parallel.pp or parallel.pp_stages",
+        ),
+        (
+            2,
+            [*PP_2, "model.tie_word_embeddings=true"],
+            "model.tie_word_embeddings=true is one table for the first and the last stage, which "
+            "parallel.pp=2 has on different ranks: set it to false, or parallel.pp=1",
+        ),
+        (
+            2,
+            [*PP_2, "parallel.pp_schedule=zero_bubble", "train.compile=true"],
+            "train.compile doesn't go with parallel.pp_schedule=zero_bubble, which parts the backward: use "
+            "another schedule",
+        ),
         (
             6,
             ["parallel.dp_replicate=2", "parallel.tp=2"],
@@ -195,6 +264,11 @@ def test_a_layout_that_does_not_fit_its_ranks_says_what_would(
         (8, ["parallel.dp_replicate=2", "parallel.dp_shard=2", "parallel.tp=2"]),
         (2, ["parallel.tp=2", "parallel.sp=false", "train.seq_len=255"]),
         (16, ["parallel.tp=2"]),
+        (2, PP_2),
+        (8, [*PP_2, "parallel.tp=2"]),
+        (2, INTERLEAVED),
+        (4, [*PP_2, "parallel.pp_schedule=zero_bubble", "parallel.zero=1"]),
+        (2, [*PP_2, "parallel.pp_schedule=zero_bubble", "parallel.pp_stages=3"]),
     ],
 )
 def test_layouts_that_fit_their_ranks(ranks: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch):

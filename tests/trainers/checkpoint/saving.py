@@ -17,12 +17,13 @@ def save_now(
     progress: Progress,
     ranks: Ranks | None = None,
     damaged: tuple[str, ...] = (),
+    suspect_from: int | None = None,
     **policy: Any,
 ) -> Place:
     """The checkpoint's place; raises the OSError of one that failed."""
     saver = Saver(place(folder), "seed: 0\n", ranks or Ranks(), Cpu(), CheckpointConfig(**policy), damaged)
     saver.copy(state)
-    saver.begin(progress)
+    saver.begin(progress, suspect_from)
     saved = saver.ended(wait=True)
     assert saved is not None
     if saved.wrong:

@@ -14,7 +14,7 @@ from trainwright.trainers.checkpoint import save as saving
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, read_state
 from trainwright.trainers.checkpoint.manifest import fault
 from trainwright.trainers.checkpoint.place import Place, place
-from trainwright.trainers.checkpoint.save import Saver, step_name, step_names
+from trainwright.trainers.checkpoint.save import Saver, forget_from, step_name, step_names
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.progress import Progress
@@ -59,6 +59,27 @@ def test_a_damaged_later_one_goes_before_a_good_one(tmp_path: Path):
         save(tmp_path, step)
     save(tmp_path, 150, keep=1, damaged=("step_00000200",))
     assert steps(tmp_path) == [150]
+
+
+def test_suspect_ones_take_no_place_of_older_ones(tmp_path: Path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    for step in (4, 5, 6):
+        save(tmp_path, step, suspect_from=4)
+    assert steps(tmp_path) == [2, 3, 5, 6]
+    save(tmp_path, 7)
+    assert steps(tmp_path) == [6, 7]
+
+
+def test_those_from_a_step_on_can_be_forgotten_but_not_the_last(tmp_path: Path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    assert not forget_from(place(tmp_path), 1)
+    assert steps(tmp_path) == [1, 2, 3]
+    assert forget_from(place(tmp_path), 4)
+    assert forget_from(place(tmp_path), 2)
+    assert steps(tmp_path) == [1]
+    assert forget_from(place(tmp_path / "none"), 1)
 
 
 def test_what_is_torn_or_damaged_takes_no_place_of_a_good_one(tmp_path: Path):

@@ -233,6 +233,35 @@ def test_a_validation_after_the_last_step_is_on_the_curve(tmp_path, page):
     assert (steps.tolist(), values.tolist()) == ([2, 3], [4.0, 3.5])
 
 
+def test_the_lengths_of_spikes_are_counted_each_once(page):
+    lengths = [1, 1, 2, 5, 8, 9, 33, 400]
+    events = [event("spike", step=10 * i, length=length, height=3.0) for i, length in enumerate(lengths)]
+    html = page(metrics=[line(step) for step in range(1, 101)], events=[*events, events[0]])
+    figure = re.search('<svg class="bars".*?</svg>', html).group()
+    names = re.findall(r'dy="20">(.*?)<', figure)
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)%"', figure)]
+    assert dict(zip(names, heights, strict=True)) == {
+        "1": 100.0,
+        "2": 50.0,
+        "3": 0.0,
+        "4": 0.0,
+        "5 to 8": 100.0,
+        "9 to 16": 50.0,
+        "17 to 32": 0.0,
+        "over 32": 100.0,
+    }
+    assert re.findall(r'dy="-6">(.*?)<', figure) == ["2", "1", "2", "1", "2"]
+    assert "8 in all" in html
+    assert Outline(html).open == []
+
+
+def test_a_run_that_was_rolled_back_to_its_beginning_keeps_its_spikes(tmp_path, page):
+    events = [event("start"), event("spike", step=1, length=1), event("rollback", step=1, began=1)]
+    html = page(metrics=[line(1)], events=[*events, event("start")])
+    assert len(read_run(tmp_path).events) == 4
+    assert '<g class="mark resume"><title>rollback at step 1</title>' in html
+
+
 def test_the_device_is_also_found_among_the_versions(page):
     html = page("platform: auto\nversions: {device: a finer CPU}", [line(1)], [event("start", parameters=5)])
     assert (figures(html)["Device"], figures(html)["Parameters"]) == ("a finer CPU", "5")

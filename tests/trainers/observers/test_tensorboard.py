@@ -19,6 +19,11 @@ def test_metrics_are_scalars_under_their_names_and_events_are_text(tmp_path, dri
     assert b"a_b_c" in text.tensor_proto.string_val[0]
 
 
+def test_a_spike_stands_where_it_began(tmp_path, drive):
+    drive(TensorBoard(tmp_path), first=5, events=[("spike", {"step": 3, "length": 2, "height": 9.0})])
+    assert [(point.step, point.value) for point in read(tmp_path).Scalars("spike_length")] == [(3, 2.0)]
+
+
 def test_a_resumed_run_has_each_step_once(tmp_path, drive):
     drive(TensorBoard(tmp_path), last=5, stop=None)
     drive(TensorBoard(tmp_path), first=4, last=6)

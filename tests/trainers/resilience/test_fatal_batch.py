@@ -1,11 +1,12 @@
 """What counts as a death of a batch, by files written by hand."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from trainwright.trainers.resilience.fatal_batch import earlier_deaths
+from trainwright.trainers.resilience.fatal_batch import earlier_deaths, without
 
 
 class Files:
@@ -96,10 +97,47 @@ def test_other_words_blame_none_in_the_first_step(run: Files, word: dict[str, ob
     assert deaths(run, word) == [(None, False), (None, False)]
 
 
-@pytest.mark.parametrize("reason", ["done", "Preempted: SIGTERM stopped the run", "KeyboardInterrupt: "])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "done",
+        "Diverged: it has been rolled back 3 times",
+        "Preempted: SIGTERM stopped the run",
+        "KeyboardInterrupt: ",
+    ],
+)
 def test_an_end_of_its_own_is_no_death(run: Files, reason: str):
     stop = {"event": "stop", "step": 7, "reason": reason}
     assert deaths(run, stop, steps=(6, 7)) == [(None, False), (None, False)]
+
+
+def test_a_run_that_was_rolled_back_has_not_died_and_leaves_the_batches_out(run: Files):
+    rollback = {"event": "rollback", "step": 8, "began": 7}
+    assert deaths(run, rollback, steps=(6, 7)) == [(None, False), (None, False)]
+    found = earlier_deaths(run.folder, leave_out=False)
+    assert (found.left_out, found.rollbacks) == ({7: 4}, 2)
+
+
+def given(left_out: Counter[int], batches: range) -> list[int]:
+    """What the loop does with `left_out`: the batches that steps train on, one after another."""
+    left, trained = left_out.copy(), []
+    for batch in batches:
+        if left[len(trained) + 1]:
+            left[len(trained) + 1] -= 1
+        else:
+            trained.append(batch)
+    return trained
+
+
+@pytest.mark.parametrize(
+    "blamed", [[(7, 7)], [(7, 9), (7, 7)], [(30, 31), (27, 28), (29, 29)], [(5, 5), (30, 32)]]
+)
+def test_a_batch_that_was_left_out_stays_out_whatever_goes_before_it(blamed: list[tuple[int, int]]):
+    left_out, bad = Counter[int](), set()
+    for first, last in blamed:
+        bad |= set(given(left_out, range(1, 60))[first - 1 : last])
+        left_out = without(left_out, first, last)
+    assert given(left_out, range(1, 60)) == [batch for batch in range(1, 60) if batch not in bad]
 
 
 def test_torn_lines_are_passed_over(run: Files):

@@ -41,10 +41,12 @@ figcaption { margin-bottom: 12px; font-size: 13px; }
 .key b { display: inline-block; min-width: 3.6em; color: var(--ink); font-weight: 560; }
 .at { order: 1; margin-left: auto; color: var(--ink); }
 .raw, .main { --c: var(--one); } .second { --c: var(--two); }
-.area { display: block; width: calc(100% - 50px); height: 168px; margin: 0 0 28px 50px; overflow: visible; }
+.area, .bars { display: block; width: calc(100% - 50px); height: 168px; margin: 0 0 28px 50px;
+  overflow: visible; }
 .area, .area * { touch-action: pan-y; }
-.area text { font-size: 12px; fill: var(--quiet); font-variant-numeric: tabular-nums; }
+.area text, .bars text { font-size: 12px; fill: var(--quiet); font-variant-numeric: tabular-nums; }
 text.y { text-anchor: end; } text.x { text-anchor: middle; }
+.bars { --m: var(--bad); } .bars rect { fill: var(--m); }
 line { stroke-width: 1; shape-rendering: crispEdges; }
 .grid { stroke: var(--grid); } .floor { stroke: var(--line); }
 .curve { fill: none; stroke: var(--c); stroke-width: 1.7; stroke-linejoin: round;

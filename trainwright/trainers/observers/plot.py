@@ -1,11 +1,11 @@
-"""Curves over steps as inline SVG.
+"""Curves over steps, and bars, as inline SVG.
 
 Positions along both axes are percentages of the drawing and texts stand in pixels, so a plot fills any width
 while its letters keep their size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -187,6 +187,25 @@ def draw(plot: Plot, last_step: float, marks: Sequence[Mark] = ()) -> tuple[str,
         ],
     }
     return figure, data
+
+
+def bars(title: str, unit: str, counts: Mapping[str, int]) -> str:
+    """A figure of bars from zero, one a name, each with its count above it."""
+    wide, most = 1 / len(counts), max(counts.values())
+    parts = ['<line class="floor" x1="0" x2="100%" y1="100%" y2="100%"/>']
+    for place, (name, count) in enumerate(counts.items()):
+        left, middle, high = place * wide, (place + 0.5) * wide, count / most
+        parts.append(
+            f'<rect x="{_percent(left + 0.1 * wide)}" width="{_percent(0.8 * wide)}" '
+            f'y="{_percent(1 - high)}" height="{_percent(high)}"/>'
+            f'<text class="x" x="{_percent(middle)}" y="100%" dy="20">{escape(name)}</text>'
+        )
+        if count:
+            at = f'x="{_percent(middle)}" y="{_percent(1 - high)}" dy="-6"'
+            parts.append(f'<text class="x" {at}>{count:,}</text>')
+    caption = f'<span class="what">{escape(title)}</span> <span class="unit">{escape(unit)}</span>'
+    drawing = f'<svg class="bars" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
 
 
 def _grid(time: Axis, axis: Axis) -> list[str]:

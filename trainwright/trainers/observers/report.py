@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from trainwright.trainers.goodput import CAUSES
 from trainwright.trainers.observers.base import Metrics, Observer, Progress
 from trainwright.trainers.observers.page_style import SCRIPT, STYLE
-from trainwright.trainers.observers.plot import Curve, Mark, Plot, draw, running_median, short
+from trainwright.trainers.observers.plot import Curve, Mark, Plot, bars, draw, running_median, short
 from trainwright.trainers.observers.run_record import Column, Event, RunRecord, read_run
 from trainwright.trainers.observers.time_left import duration
 
@@ -34,10 +36,12 @@ MARK_STYLES = {
     "checkpoint": "checkpoint",
     "resume": "resume",
     "restart": "resume",
+    "rollback": "resume",
     "spike": "spike",
     "not finite": "spike",
     "stop": "stop",
 }
+LENGTHS = (1, 2, 3, 4, 8, 16, 32)  # of spikes, in steps: up to which a bar counts; one more for longer ones
 # What each axis of the layout cuts up.
 AXES = {
     "dp_replicate": "batches; weights are copied",
@@ -98,7 +102,8 @@ def render(run: RunRecord) -> str:
     name = escape(run.name)
     plots, data = _plots(run)
     numbers = json.dumps(data, separators=(",", ":"))  # nothing in it but numbers and our own class names
-    sections = (_header(run), _figures(run), plots, _sample(run), _goodput(run), _layout(run), _details(run))
+    what_happened = (plots, _spikes(run), _sample(run), _goodput(run))
+    sections = (_header(run), _figures(run), *what_happened, _layout(run), _details(run))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -263,6 +268,23 @@ def _marks(run: RunRecord) -> Iterator[Mark]:
         of_kind = [step for other, step in happened if other == kind and 0 <= step <= run.last_step]
         for step in of_kind[:: -(-len(of_kind) // MARKS) or 1]:
             yield Mark(step, MARK_STYLES.get(kind, "event"), f"{kind} at step {step:,}")
+
+
+def _spikes(run: RunRecord) -> str:
+    """How long the spikes of the gradient norm were; one that was gone through again counts once."""
+    spikes = {event.get("step"): event for event in run.of_kind("spike") if type(event.get("length")) is int}
+    if not spikes:
+        return ""
+    counts = dict.fromkeys(range(len(LENGTHS) + 1), 0)
+    for event in spikes.values():
+        counts[bisect_left(LENGTHS, event["length"])] += 1
+    names = [
+        str(last) if last == before + 1 else f"{before + 1} to {last}"
+        for before, last in pairwise((0, *LENGTHS))
+    ]
+    named = dict(zip([*names, f"over {LENGTHS[-1]}"], counts.values(), strict=True))
+    figure = bars("Lengths of the spikes", f"steps; {len(spikes):,} in all", named)
+    return f'<h2>Spikes of the gradient norm</h2><div class="plots">{figure}</div>'
 
 
 def _sample(run: RunRecord) -> str:

@@ -107,11 +107,15 @@ def _columns(records: Iterable[dict[str, Any]]) -> dict[str, Column]:
 
 
 def _this_run(events: list[Event]) -> list[Event]:
-    """The events since the last start from nothing: the file also keeps what was there before it."""
+    """The events since the last start from nothing: the file also keeps what was there before it.
+
+    A run that was rolled back to its beginning is still the same.
+    """
     began = 0
     for i, event in enumerate(events):
         follower = events[i + 1].get("event") if i + 1 < len(events) else None
-        if event.get("event") == "start" and not event.get("step") and follower != "resume":
+        rolled_back = i > 0 and events[i - 1].get("event") == "rollback"
+        if event.get("event") == "start" and not (event.get("step") or rolled_back) and follower != "resume":
             began = i
     return events[began:]
 

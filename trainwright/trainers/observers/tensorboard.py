@@ -1,4 +1,4 @@
-"""tensorboard/: the metrics as scalars under their own names, the events as text."""
+"""tensorboard/: the metrics as scalars under their own names, the events as text, spikes as their length."""
 
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class TensorBoard(Observer):
         if self.writer is not None:  # an event before the start is in events.jsonl
             # Indented: Markdown's code block, so that a path keeps its underscores.
             self.writer.add_text(f"events/{event}", "    " + to_line(fields), self.step)
+            if event == "spike":
+                self.writer.add_scalar("spike_length", fields["length"], fields["step"])
 
     def on_stop(self, progress: Progress, reason: str) -> None:
         if self.writer is not None:
