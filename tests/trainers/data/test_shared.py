@@ -85,34 +85,45 @@ def _count(patch, module, name, done):
     patch.setattr(module, name, counted)
 
 
-def parallel(tp, folder, *overrides):
+def parallel(tp, folder, *overrides, pp=1):
     made = recipe(
         folder, "train.seq_len=15", "train.micro_batch_size=1", *overrides
     )  # odd: parts must be aligned
+    made.parallel.pp = pp
     made.parallel.tp = tp  # as an override it would be held against this process's number of ranks
     return made
 
 
 @pytest.mark.parametrize(
-    ("ranks", "tp", "lanes", "batch_size"),
-    [(4, 2, 3, 3), (4, 4, 2, 4), (3, 1, 4, 4), (4, 2, 6, 3), (2, 2, 1, 1)],
+    ("ranks", "pp", "tp", "lanes", "batch_size"),
+    [
+        (4, 1, 2, 3, 3),
+        (4, 1, 4, 2, 4),
+        (3, 1, 1, 4, 4),
+        (4, 1, 2, 6, 3),
+        (2, 1, 2, 1, 1),
+        (4, 2, 1, 3, 3),
+        (4, 2, 2, 2, 4),
+        (2, 2, 1, 3, 3),
+    ],
 )
-def test_every_rank_has_its_share_and_peers_the_same(tmp_path, run_on_ranks, ranks, tp, lanes, batch_size):
+def test_every_rank_has_its_share_and_peers_the_same(tmp_path, run_on_ranks, ranks, pp, tp, lanes, batch_size):
     write_text(tmp_path, DOCUMENTS)
-    made = parallel(tp, tmp_path, f"data.lanes={lanes}", f"train.global_batch_size={batch_size}")
+    made = parallel(tp, tmp_path, f"data.lanes={lanes}", f"train.global_batch_size={batch_size}", pp=pp)
+    data_ranks = ranks // tp // pp
     with open_stream(made, tokenizer()) as stream:
         single = list(islice(stream, 6))
     given = [[] for _ in range(ranks)]
     cursor = None
     for half in single[:3], single[3:]:  # the second from the cursor after the first
         for rank, (data_rank, batches) in enumerate(run_on_ranks(take_batches, ranks, made, cursor, 3)):
-            assert data_rank == rank // tp
+            assert data_rank == rank // tp % data_ranks
             for (_, whole), expected in zip(batches, half, strict=True):
                 np.testing.assert_array_equal(whole, expected.cursor)
             given[rank] += [batch for batch, _ in batches]
         cursor = half[-1].cursor
     for rank in range(ranks):
-        with open_stream(made, tokenizer(), rank=rank // tp, ranks=ranks // tp) as stream:
+        with open_stream(made, tokenizer(), rank=rank // tp % data_ranks, ranks=data_ranks) as stream:
             assert given[rank] == [facts(batch) for batch in islice(stream, 6)]
 
 
@@ -124,12 +135,12 @@ def test_the_end_reaches_the_peers(tmp_path, run_on_ranks):
     assert [batch for batch, _ in peer] == [batch for batch, _ in reader]
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_validation_sequences_reach_every_rank(tmp_path, run_on_ranks, tp):
+@pytest.mark.parametrize(("pp", "tp"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)])
+def test_validation_sequences_reach_every_rank(tmp_path, run_on_ranks, pp, tp):
     write_text(tmp_path, DOCUMENTS)
-    made = parallel(tp, tmp_path, "data.validation.fraction=0.3", "train.validate_sequences=13")
+    made = parallel(tp, tmp_path, "data.validation.fraction=0.3", "train.validate_sequences=13", pp=pp)
     for data_rank, batches in run_on_ranks(take_validation, 4, made):
-        expected = open_validation(made, tokenizer(), rank=data_rank, ranks=4 // tp)
+        expected = open_validation(made, tokenizer(), rank=data_rank, ranks=4 // tp // pp)
         assert batches == [facts(batch) for batch in expected]
 
 

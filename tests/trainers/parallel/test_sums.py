@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,12 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from benchmarks.layouts import beyond, differences
 from tests.ranks import RankPool
 from tests.trainers.parallel.runs import Alone, Line, train_and_read
-from trainwright.trainers import loop
+from trainwright.trainers import facts, loop
 from trainwright.trainers.data.batch import IGNORE, Batch
-from trainwright.trainers.parallel import tensor_parallel
+from trainwright.trainers.parallel import deferred, tensor_parallel
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.collectives import _GatherSequence, _Sum, _sum
-from trainwright.trainers.steppers import updating
+from trainwright.trainers.steppers import pipeline, updating
 from trainwright.trainers.steppers.eager import EagerStepper
 
 STEPS = 10
@@ -65,6 +66,23 @@ def forgetting_the_others(layout: Layout, model: Any, last: bool) -> None:
 set_gradient_divide_factor = FSDPModule.set_gradient_divide_factor
 forward_backward, agree, before_backward = EagerStepper.forward_backward, loop.agree, Layout.before_backward
 
+
+def scaling(schedule: Any) -> Any:
+    """What PyTorch's schedules do unless they are told otherwise."""
+    return lambda *args, **options: schedule(*args, **(options | {"scale_grads": True}))
+
+
+def counted_by_all(batch: Batch, ranks: Any) -> list[float]:
+    return count(batch, replace(ranks, tp_rank=0, pp_rank=0))
+
+
+def forgetting_products(waiting: list[Any]) -> None:
+    waiting.clear()
+
+
+count, SCHEDULES = facts.count, {name: scaling(made) for name, made in pipeline.SCHEDULES.items()}
+PP_2 = ["parallel.pp=2", "train.micro_batch_size=2"]
+ZERO_BUBBLE = [*PP_2, "parallel.pp_schedule=zero_bubble"]
 FSDP_2, TP_2, TP_2_WHOLE = ["parallel.zero=3"], ["parallel.tp=2"], ["parallel.tp=2", "parallel.sp=false"]
 
 # The mistake: the layout on two ranks, what is replaced by what, and the figure that must show it.
@@ -111,6 +129,23 @@ MISTAKES: dict[str, tuple[list[str], list[tuple[Any, str, Any]], str]] = {
         [(EagerStepper, "_share", lambda stepper, loss: loss)],
         "first_loss",
     ),
+    "a pipeline divides by the micro-batches, as it does by default": (
+        PP_2,
+        [(pipeline, "SCHEDULES", SCHEDULES)],
+        "grad_norm",
+    ),
+    "a zero-bubble pipeline divides by the micro-batches": (
+        ZERO_BUBBLE,
+        [(pipeline, "SCHEDULES", SCHEDULES)],
+        "grad_norm",
+    ),
+    "every rank of a pipeline counts the batch": (PP_2, [(facts, "count", counted_by_all)], "tokens"),
+    "of a pipeline's micro-batches the last alone counts": (
+        PP_2,
+        [(Layout, "before_backward", forgetting_the_others)],
+        "grad_norm",
+    ),
+    "what was put off is never made": (ZERO_BUBBLE, [(deferred, "_make", forgetting_products)], "grad_norm"),
     "of several micro-batches the last alone counts": (
         ["parallel.zero=2", "train.micro_batch_size=1"],
         [(Layout, "before_backward", forgetting_the_others)],
