@@ -63,6 +63,21 @@ def test_waiting_for_the_save_before_is_part_of_the_stall():
     assert run.seconds() == {"productive": 1, "checkpoint_stall": 3.25, "saving": 0.25}
 
 
+def test_a_rollback_is_no_restart_and_nothing_is_down():
+    run = Life()
+    run.process(ready=10)
+    for number in (1, 2, 3):
+        run.step(number)
+    run.mark("rollback", 2)
+    run.process(begin=3, ready=4, step=1)
+    run.step(2)
+    assert run.seconds() == {"productive": 2, "redone_steps": 4, "start_up": 17}
+    assert tally(run.marks).restarts == 0
+    run.process(begin=5, ready=1, step=1)
+    assert run.seconds()["down"] == 5
+    assert tally(run.marks).restarts == 1
+
+
 @pytest.mark.parametrize(("compiles", "cause"), [(True, "compile"), (False, "start_up")])
 def test_the_first_step_of_a_process_beyond_the_usual(compiles, cause):
     run = Life()

@@ -170,13 +170,18 @@ def test_a_spike_may_stop_the_run(words: list[str], folder: Path, capsys: pytest
     assert len(read(folder)) == 7
 
 
-def test_the_steps_of_a_rollback_are_redone_in_the_ledger(words: list[str], folder: Path):
+def test_the_ledger_has_what_a_rollback_cost(words: list[str], folder: Path):
     assert run([*words, "stability.on_spike=rollback"], {8: 1e3})[0] == 0
     goodput = json.loads((folder / "goodput.json").read_text())
-    assert goodput["steps"] == 18
-    ledger = map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())
-    redone = [mark["step_s"] - mark["data_s"] for mark in ledger if mark["at"] == "step"][5:7]
-    assert goodput["seconds"]["redone_steps"] == pytest.approx(sum(redone), abs=1e-4)
+    assert (goodput["steps"], goodput["restarts"]) == (18, 0)
+    marks = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    at = [mark["at"] for mark in marks]
+    back = at.index("rollback")
+    redone = [mark["step_s"] - mark["data_s"] for mark in marks if mark["at"] == "step"][5:7]
+    wrong = marks[back]["t"] - marks[back - 1]["t"]
+    assert goodput["seconds"]["redone_steps"] == pytest.approx(sum(redone) + wrong, abs=1e-4)
+    assert goodput["seconds"]["down"] == 0.0
+    assert at[back : back + 3] == ["rollback", "begin", "resume"]
 
 
 def test_a_restart_knows_the_spike_that_it_is_in(words: list[str], folder: Path):

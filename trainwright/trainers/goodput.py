@@ -12,6 +12,7 @@ mark and the last, whatever was killed in between:
     written     found that one had been written beside the training, which is no cause of its own
     validation  measured the validation loss after the last step
     sample      wrote the sample
+    rollback    made a step that went wrong, and all since an earlier one is to be made again in this process
     stop        ended, for a `reason`
 """
 
@@ -45,6 +46,7 @@ class Tally:
         self._totals = dict.fromkeys(CAUSES, 0.0)
         self._last: float | None = None  # the time of the newest mark
         self._saving = 0.0  # that the newest mark put down to saving
+        self._rolled_back = False  # what the newest mark says
         # The steps that stand and the productive seconds up to each: a restart takes some off the end.
         self._steps = array("q")
         self._up_to = array("d")
@@ -77,10 +79,10 @@ class Tally:
         at = mark["at"]
         if at == "begin":
             self._tell_first()
-            self.starts += 1
+            self.starts += not self._rolled_back
             self._compiles, self._first, self._told = bool(mark.get("compile")), None, False
             self._following = []
-            self._totals["down"] += seconds
+            self._totals["start_up" if self._rolled_back else "down"] += seconds
         elif at == "step":
             self._step(mark, seconds)
         elif at in ("start", "resume"):
@@ -96,6 +98,7 @@ class Tally:
         else:
             self._totals[self._cause(at, mark)] += seconds
         self._saving = seconds if at == "saved" else 0.0
+        self._rolled_back = at == "rollback"
 
     def seconds(self) -> dict[str, float]:
         """Seconds by cause; their sum is the time from the first mark to the newest."""
@@ -106,8 +109,8 @@ class Tally:
         return totals
 
     def _cause(self, at: str, mark: Mark) -> str:
-        if at in ("saved", "validation"):
-            return {"saved": "saving", "validation": "validation"}[at]
+        if at in ("saved", "validation", "rollback"):
+            return {"saved": "saving", "validation": "validation", "rollback": "redone_steps"}[at]
         if at == "stop" and mark.get("reason") != "done":
             # What broke the run took this long to do so: a step that never ended, a peer that was waited for.
             return "start_up" if self._first is None else "down"

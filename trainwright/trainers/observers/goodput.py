@@ -60,7 +60,7 @@ class Goodput(Observer):
             # A save that ended beside the training took no time from it.
             self._mark("saved" if fields.get("waited") else "written")
             self._write()
-        elif event in ("validation", "sample"):
+        elif event in ("validation", "sample", "rollback"):
             self._mark(event)
         elif event == "stop":
             self._mark("stop", reason=fields.get("reason"))
