@@ -1,7 +1,7 @@
 """The layout never changes the run: 30 steps of a recipe on many layouts, each beside a single process.
 
     python benchmarks/layouts.py                               # the whole table
-    python benchmarks/layouts.py --only "FSDP 2 x TP 2" "TP 4"
+    python benchmarks/layouts.py --only "FSDP 2 x TP 2" "TP 4" # these rows; the results keep the others
     python benchmarks/layouts.py --docs docs/parallelism.md    # no run: the results, as a table, into a page
 
 The 5 M Llama on the standard library's sources, every row started as anyone starts it, by torchrun. Quoted:
@@ -254,6 +254,12 @@ def measure(rows: Sequence[Layout]) -> list[dict[str, Any]]:
     return measured
 
 
+def in_order(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest measurement of each row of LAYOUTS that has one."""
+    newest = {(row["name"], row["precision"]): row for row in measured}
+    return [newest[row.name, row.precision] for row in LAYOUTS if (row.name, row.precision) in newest]
+
+
 def as_markdown(results: Mapping[str, Any]) -> str:
     """The table of a page."""
     head = ["layout", "precision", "ranks", "keys", *TITLES.values()]
@@ -283,7 +289,9 @@ def main() -> None:
     """Measure the table, or write the results into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows to measure, and leave the results be")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="rows to measure; the results keep the others"
+    )
     parser.add_argument("--docs", type=Path, metavar="FILE", help="rewrite the table in it; runs nothing")
     args = parser.parse_args()
     if args.docs:
@@ -292,12 +300,13 @@ def main() -> None:
         return
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     rows = [row for row in LAYOUTS if not args.only or row.name in args.only]
-    results: dict[str, Any] = {"machine": machine, "steps": STEPS, "rows": measure(rows)}
-    if not args.only:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(as_markdown(results))
-    if any(beyond(row["differences"], row["precision"]) for row in results["rows"]):
+    measured = measure(rows)
+    kept = json.loads(args.out.read_text())["rows"] if args.only and args.out.exists() else []
+    results = {"machine": machine, "steps": STEPS, "rows": in_order([*kept, *measured])}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(as_markdown({"rows": measured}))
+    if any(beyond(row["differences"], row["precision"]) for row in measured):
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """The bytes that ranks send each other in a step: by formula, and counted in a real step.
 
     python benchmarks/traffic.py                        # about five minutes on two cores
-    python benchmarks/traffic.py --only "FSDP 2" "TP 2"
+    python benchmarks/traffic.py --only "FSDP 2" "TP 2"         # these rows; the results keep the others
     python benchmarks/traffic.py --docs docs/parallelism.md     # no run: the results, as a table, into a page
 
 The 34 M Llama, 4 sequences of 512 a step, started as anyone starts it, by torchrun; the second step is counted,
@@ -51,6 +51,7 @@ KINDS = {
 PASSED_OVER = ("_c10d_functional::wait_tensor", "c10d::recv_")  # the other ends of what is counted
 
 FSDP, TP = "parallel.zero=3", "parallel.tp=2"
+PP = "parallel.pp=2 train.micro_batch_size=1 model.tie_word_embeddings=false"
 LAYOUTS = [  # name, ranks, the recipe's words
     ("DP 2", 2, "parallel.zero=0"),
     ("ZeRO-1 on 2", 2, "parallel.zero=1"),
@@ -70,6 +71,13 @@ LAYOUTS = [  # name, ranks, the recipe's words
     ("HSDP 2 x 2", 4, f"{FSDP} parallel.dp_replicate=2"),
     ("TP 4", 4, "parallel.tp=4"),
     ("FSDP 2 x TP 2", 4, f"{FSDP} {TP}"),
+    ("PP 2", 2, PP),
+    ("PP 2, interleaved", 2, f"{PP} parallel.pp_schedule=interleaved_1f1b"),
+    ("PP 4", 4, "parallel.pp=4 train.micro_batch_size=1 model.tie_word_embeddings=false"),
+    ("PP 2 x DP 2", 4, f"{PP} parallel.zero=0"),
+    ("PP 2 x ZeRO-1 on 2", 4, f"{PP} parallel.zero=1"),
+    ("PP 2 x FSDP 2", 4, f"{PP} {FSDP}"),
+    ("PP 2 x TP 2", 4, f"{PP} {TP}"),
 ]
 
 Counts = dict[tuple[str, str], tuple[int, int]]  # calls and bytes by axis and kind
@@ -179,13 +187,14 @@ def figures(words: list[str], ranks: int) -> tuple[Counts, dict[str, Any]]:
     degrees = resolve_degrees(recipe.parallel, ranks)
     traffic = step_traffic(recipe, degrees)
     calculated = by_group(traffic, degrees)
+    sizes = degrees._asdict() | {"peers": degrees.pp * degrees.tp}
     sums = [
         {
             "axis": axis,
             "kind": kind,
             "calls": calls,
             "bytes": sent,
-            "crossing": crossing(kind, degrees._asdict().get(axis, ranks), sent),
+            "crossing": crossing(kind, sizes.get(axis, ranks), sent),
         }
         for (axis, kind), (calls, sent) in calculated.items()
     ]
@@ -217,14 +226,16 @@ def measure(name: str, ranks: int, layout: str) -> dict[str, Any]:
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """The table of a page: what crosses the wire."""
-    lines = ["| layout | keys | calls | data parallel, MB | tensor parallel, MB |", "|---|---|--:|--:|--:|"]
+    head = ["layout", "keys", "calls", "data parallel, MB", "tensor parallel, MB", "pipeline, MB"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * 4]
     for row in rows:
         calls, sent = 0, Counter[str]()
         for one in row["sums"]:
             calls += one["calls"]
-            sent["tp" if one["axis"] == "tp" else "dp"] += one["crossing"]
-        dp, tp = (f"{sent[way] / 1e6:.1f}" if sent[way] > 1000 else "" for way in ("dp", "tp"))
-        lines.append(f"| {row['layout']} | `{row['words']}` | {calls} | {dp} | {tp} |")
+            way = "pp" if one["kind"] == "send" else "tp" if one["axis"] == "tp" else "dp"
+            sent[way] += one["crossing"]
+        figures = [f"{sent[way] / 1e6:.1f}" if sent[way] > 1e5 else "" for way in ("dp", "tp", "pp")]
+        lines.append(f"| {row['layout']} | `{row['words']}` | {calls} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -237,7 +248,7 @@ def with_table(page: str, table: str) -> str:
 def main() -> None:
     """Count every layout and write the table, or write the results into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="LAYOUT", help="these rows; nothing is written")
+    parser.add_argument("--only", nargs="+", metavar="LAYOUT", help="these rows; the results keep the others")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="rewrite the table in it; runs nothing")
     args = parser.parse_args()
     if args.docs:
@@ -259,9 +270,10 @@ def main() -> None:
         if not rows[-1]["same"]:
             differ = True
             print(f"{layout[0]:30}counted: {rows[-1]['counted']}", flush=True)
-    if not args.only:
-        versions = {"torch": torch.__version__}
-        RESULTS.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    kept = json.loads(RESULTS.read_text())["rows"] if args.only else []
+    newest = {row["layout"]: row for row in [*kept, *rows]}
+    versions, rows = {"torch": torch.__version__}, [newest[name] for name, *_ in LAYOUTS if name in newest]
+    RESULTS.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
     if differ:
         sys.exit("the formulas say something else than was counted")
     print("counted in a real step: the same")

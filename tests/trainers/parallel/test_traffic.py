@@ -39,6 +39,7 @@ SMALL = [
     "checkpoint.every=null",
 ]
 DOCS = Path(__file__).parents[3] / "docs" / "parallelism.md"
+INTERLEAVED = "parallel.pp_schedule=interleaved_1f1b model.num_hidden_layers=4"
 CHUNK = 50 * 306 // 2
 
 
@@ -52,8 +53,8 @@ def count_and_calculate(words: list[str]) -> tuple[Counts, Counts]:
 def calculate(words: list[str]) -> Counts:
     recipe = load_recipe(words)
     degrees = resolve_degrees(recipe.parallel, world_size())
-    data_rank = int(os.environ["RANK"]) // degrees.tp
-    return as_sent(by_group(step_traffic(recipe, degrees, data_rank), degrees), degrees)
+    pp_rank, data_rank = divmod(int(os.environ["RANK"]) // degrees.tp, degrees.data)
+    return as_sent(by_group(step_traffic(recipe, degrees, data_rank, pp_rank), degrees), degrees)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,21 @@ def calculate(words: list[str]) -> Counts:
         (4, "parallel.tp=2 data.lanes=3 model.hidden_size=33"),
         (4, "parallel.tp=4 model.num_key_value_heads=2 model.vocab_size=308"),
         (2, "parallel.tp=2 model.num_key_value_heads=1 parallel.sp=false model.coalesce=false"),
+        (2, "parallel.pp=2"),
+        (2, "parallel.pp=2 precision=mixed train.activation_checkpointing=full"),
+        (2, f"parallel.pp=2 {INTERLEAVED}"),
+        (2, "parallel.pp=2 parallel.pp_schedule=zero_bubble"),
+        (4, "parallel.pp=4 train.micro_batch_size=1 model.num_hidden_layers=5"),
+        (4, "parallel.pp=2 parallel.zero=0 train.micro_batch_size=1"),
+        (4, "parallel.pp=2 parallel.zero=1 train.micro_batch_size=1"),
+        (4, "parallel.pp=2 parallel.zero=2 train.micro_batch_size=1"),
+        (4, "parallel.pp=2 parallel.zero=3 train.micro_batch_size=1"),
+        (4, "parallel.pp=2 parallel.zero=3"),
+        (4, f"parallel.pp=2 parallel.zero=2 train.micro_batch_size=1 train.global_batch_size=8 {INTERLEAVED}"),
+        (4, f"parallel.pp=2 parallel.zero=3 train.micro_batch_size=1 train.global_batch_size=8 {INTERLEAVED}"),
+        (4, "parallel.pp=2 parallel.zero=1 train.micro_batch_size=1 parallel.pp_schedule=zero_bubble"),
+        (4, "parallel.pp=2 parallel.tp=2"),
+        (4, f"parallel.pp=2 parallel.tp=2 parallel.sp=false {INTERLEAVED}"),
     ],
 )
 def test_a_step_sends_what_the_formula_says(run_on_ranks: RankPool, tiny: list[str], ranks: int, words: str):
@@ -94,7 +110,7 @@ def test_a_step_sends_what_the_formula_says(run_on_ranks: RankPool, tiny: list[s
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_table_of_the_docs_without_any_rank(monkeypatch: pytest.MonkeyPatch, tied: bool):
     """The closed forms of docs/parallelism.md, for 1024 ranks that aren't there."""
-    r, s, t = degrees = Degrees(dp_replicate=8, dp_shard=16, tp=8)
+    _, r, s, t = degrees = Degrees(dp_replicate=8, dp_shard=16, tp=8)
     monkeypatch.setenv("WORLD_SIZE", str(r * s * t))
     hidden, layers, words, inner = 4096, 32, 32000, 14336
     heads, length, sequences, micro = 32, 4096, 4, 2

@@ -13,6 +13,7 @@ from trainwright.trainers.parallel.data_parallel import (
     after_deferred,
     apply_data_parallel,
     before_backward,
+    prefetch_in_order,
 )
 from trainwright.trainers.parallel.direct import send_directly
 from trainwright.trainers.parallel.plan import styles_of, units_of
@@ -89,6 +90,8 @@ def parallelize(
             partial |= apply_tensor_parallel(part, styles, ranks.mesh["tp"], sp, sum_scatter)
         if sharded:
             apply_data_parallel(part, modules, ranks, parallel.zero, computes_in, reduces_in)
+            if staged:
+                prefetch_in_order(modules)
     if sharded and platform.sends_directly:
         send_directly(model)
     materialise(model, platform.device)

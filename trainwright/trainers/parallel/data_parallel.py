@@ -1,6 +1,7 @@
 """ZeRO and hybrid sharding over the data-parallel ranks, by FSDP2's own switches (arXiv 1910.02054)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -43,6 +44,16 @@ def apply_data_parallel(
             # Sums, never means: gradients are already parts of the global batch's mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def prefetch_in_order(units: Sequence[Sequence[nn.Module]]) -> None:
+    """Let each unit's backward pass gather the weights of the unit before it ahead, and no others.
+
+    FSDP itself goes by the order of all forward passes since the last backward pass. In a pipeline these are
+    several micro-batches', and it would gather the last unit after the first, for nobody.
+    """
+    for before, unit in pairwise([units[0], *units]):
+        cast(FSDPModule, unit[0]).set_modules_to_backward_prefetch([cast(FSDPModule, before[0])])
 
 
 def after_deferred(model: nn.Module, zero: int, last: bool) -> None:

@@ -1,25 +1,26 @@
 """What a training step sends between ranks: every collective's calls and bytes, from the recipe alone.
 
 The bytes of a call are those of the whole tensor on one rank, the larger of what goes in and what comes out: an
-all-gather's output, a reduce-scatter's input, the tensor of an all-reduce or a broadcast. `crossing` makes of
-them what crosses the wire. Nothing is allocated (the model is made on the meta device) and no process group
-is needed. A step is one between others, without validation or a checkpoint; compiled layers that also
+all-gather's output, a reduce-scatter's input, the tensor of an all-reduce, a broadcast or a send. `crossing`
+makes of them what crosses the wire. Nothing is allocated (the model is made on the meta device) and no process
+group is needed. A step is one between others, without validation or a checkpoint; compiled layers that also
 recompute their activations may send less.
 
 This page follows `tensor_parallel.py` (the collectives of each style), `data_parallel.py` (which units FSDP
-gathers and reduces when), `recompute.py`, `facts.py` and `data/peers.py`; tests count a real step.
+gathers and reduces when), `recompute.py`, `facts.py`, `data/peers.py` and, for the order of a pipeline's work,
+the schedules of torch.distributed.pipelining; tests count a real step.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.distributed.tensor import Placement, Shard
 
-from trainwright.configs.degrees import Degrees
+from trainwright.configs.degrees import Degrees, stages_per_rank
 from trainwright.configs.schema import Recipe
 from trainwright.models import cross_entropy
 from trainwright.models.llama import Head, Llama
@@ -28,12 +29,14 @@ from trainwright.models.plan import Style
 from trainwright.trainers.data.cursor import new_cursor
 from trainwright.trainers.data.dealing import owned_lanes, rows_in_a_batch
 from trainwright.trainers.parallel.plan import styles_of, units_of
+from trainwright.trainers.parallel.stages import layers_of_rank
 from trainwright.trainers.parallel.tensor_parallel import few_groups, placement_of
 from trainwright.trainers.precision import PRECISIONS, REDUCES
 
 # Kinds and how often a rank's share of the whole tensor, (n - 1) / n of it, crosses the wire to or from it.
 # A platform may carry them out by sends or an all-to-all, of the same bytes.
 CROSSINGS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "broadcast": 1}
+SEND = "send"  # from rank to rank: all of it crosses
 
 # What a layer's input or output does, forward and backward; by whether activations are cut by position.
 BEGIN = {True: ("all_gather", "reduce_scatter"), False: (None, "all_reduce")}
@@ -46,7 +49,8 @@ FACTS = 9  # float32 numbers, see `facts.agree`
 class Traffic(NamedTuple):
     """Collectives of a kind in a step, of one rank.
 
-    axis: of the mesh, or `world` for all ranks. what: travels, in words. bytes: of all the calls together.
+    axis: of the mesh, `world` for all ranks, or `peers` for those with the same sequences. what: travels, in
+    words. bytes: of all the calls together.
     """
 
     axis: str
@@ -61,7 +65,7 @@ def crossing(kind: str, size: int, sent: int) -> int:
 
     By the best algorithms for large tensors; a broadcast's is the mean over the ranks.
     """
-    return CROSSINGS[kind] * (size - 1) * sent // size
+    return sent if kind == SEND else CROSSINGS[kind] * (size - 1) * sent // size
 
 
 def world_axis(degrees: Degrees) -> str:
@@ -74,32 +78,78 @@ def by_group(traffic: Iterable[Traffic], degrees: Degrees) -> dict[tuple[str, st
     """Calls and bytes by axis and kind; those of the world go to the axis that has its group."""
     calls: Counter[tuple[str, str]] = Counter()
     sent: Counter[tuple[str, str]] = Counter()
+    everyone = {"world", "peers"} if degrees.data == 1 else {"world"}
     for one in traffic:
-        key = (world_axis(degrees) if one.axis == "world" else one.axis, one.kind)
+        key = (world_axis(degrees) if one.axis in everyone else one.axis, one.kind)
         calls[key] += one.calls
         sent[key] += one.bytes
     return {key: (calls[key], sent[key]) for key in sorted(calls)}
 
 
-def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0) -> list[Traffic]:
+class Part(NamedTuple):
+    """A stage's part of the model, or the whole; its modules' styles, and the `orders_of_work` of the stage."""
+
+    model: Llama
+    styles: dict[str, Style]
+    order: str
+
+
+def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0, pp_rank: int = 0) -> list[Traffic]:
     """The collectives of a step of `recipe` on a mesh of `degrees`.
 
     data_rank: ranks differ in the cursor of their lanes, and in norm gradients that don't part evenly.
+    pp_rank: and in the stages that they have.
     """
     if math.prod(degrees) == 1:
         return []
-    with torch.device("meta"):
-        model = Llama(recipe.model)
-    styles = styles_of(model, llama_plan(recipe.model))
+    parts = _parts(recipe, degrees, pp_rank)
     found = [Traffic("world", "all_reduce", "facts of the step", 1, FACTS * FP32)]
+    for part in parts:
+        if degrees.pp > 1:
+            found += _between_stages(recipe, degrees, part)
+        if degrees.tp > 1:
+            found += _activations(recipe, degrees, part)
+        if degrees.data > 1:
+            found += _weights_and_gradients(recipe, degrees, part)
     if degrees.tp > 1:
-        found += _activations(recipe, degrees, model, styles)
-        found += _loss(recipe, degrees)
-        found += _partial_gradients(recipe, degrees, model, styles, data_rank)
+        found += _partial_gradients(recipe, degrees, parts, data_rank)
+        if parts[-1].model.ends:
+            found += _loss(recipe, degrees)
+    if degrees.tp * degrees.pp > 1:
         found += _batch(recipe, degrees, data_rank)
-    if degrees.data > 1:
-        found += _weights_and_gradients(recipe, degrees, model, styles)
     return _together(found)
+
+
+def _parts(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[Part]:
+    orders = orders_of_work(recipe, degrees, pp_rank)
+    own = layers_of_rank(recipe, pp_rank, degrees.pp) if degrees.pp > 1 else [None]
+    parts = []
+    for layers, order in zip(own, orders, strict=True):
+        with torch.device("meta"):
+            model = Llama(recipe.model, layers=layers)
+        parts.append(Part(model, styles_of(model, llama_plan(recipe.model), part=True), order))
+    return parts
+
+
+def orders_of_work(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[str]:
+    """Of each of a rank's stages the order of its forward passes (F) and backward passes (B) in a step.
+
+    A rank is so many forward passes ahead that the first backward pass reaches it when they are done, twice as
+    many where stages are interleaved (arXiv 2104.04473); then they alternate. It takes each of its stages as
+    many times in a row as there are ranks.
+    """
+    count, parallel = len(micro_batches(recipe, degrees)), recipe.parallel
+    stages = stages_per_rank(parallel) if degrees.pp > 1 else 1
+    in_a_row = count // max(1, count // degrees.pp)
+    hops = (2 if parallel.pp_schedule == "interleaved_1f1b" else 1) * (degrees.pp - 1 - pp_rank)
+    ahead = min((stages - 1) * in_a_row + hops, count * stages)
+    orders = [""] * stages
+    for turn in range(count * stages + ahead):
+        if turn < count * stages:
+            orders[turn // in_a_row % stages] += "F"
+        if turn >= ahead:
+            orders[stages - 1 - (turn - ahead) // in_a_row % stages] += "B"
+    return orders
 
 
 def _together(traffic: Iterable[Traffic]) -> list[Traffic]:
@@ -108,14 +158,19 @@ def _together(traffic: Iterable[Traffic]) -> list[Traffic]:
     for axis, kind, what, calls, sent in traffic:
         before = sums.get((axis, kind, what), (0, 0))
         sums[axis, kind, what] = before[0] + calls, before[1] + sent
-    return [Traffic(*key, *both) for key, both in sums.items()]
+    return [Traffic(*key, *both) for key, both in sums.items() if both[0]]
 
 
 def micro_batches(recipe: Recipe, degrees: Degrees) -> list[int]:
     """The sequences of each micro-batch of a rank."""
-    train = recipe.train
-    rows = rows_in_a_batch(_lanes(recipe), train.global_batch_size, degrees.data)
-    return [min(train.micro_batch_size, rows - start) for start in range(0, rows, train.micro_batch_size)]
+    rows, size = _rows(recipe, degrees), recipe.train.micro_batch_size
+    if degrees.pp > 1:  # the last one is filled up
+        return [min(size, rows)] * math.ceil(rows / size)
+    return [min(size, rows - start) for start in range(0, rows, size)]
+
+
+def _rows(recipe: Recipe, degrees: Degrees) -> int:
+    return rows_in_a_batch(_lanes(recipe), recipe.train.global_batch_size, degrees.data)
 
 
 def _lanes(recipe: Recipe) -> int:
@@ -134,18 +189,27 @@ def _reduced_element(recipe: Recipe) -> int:
     return REDUCES[recipe.precision.reduce].itemsize
 
 
-def _activations(
-    recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style]
-) -> Iterator[Traffic]:
+def _between_stages(recipe: Recipe, degrees: Degrees, part: Part) -> Iterator[Traffic]:
+    """All positions of a rank by the hidden size, onward and back."""
+    batches = micro_batches(recipe, degrees)
+    positions = sum(batches) * recipe.train.seq_len // (degrees.tp if _sp(recipe) else 1)
+    sent = positions * recipe.model.hidden_size * _element(recipe)
+    if not part.model.ends:
+        yield Traffic("pp", SEND, "activations", len(batches), sent)
+    if not part.model.begins:
+        yield Traffic("pp", SEND, "activations' gradients", len(batches), sent)
+
+
+def _activations(recipe: Recipe, degrees: Degrees, part: Part) -> Iterator[Traffic]:
     """A collective at each cut layer's begin or end, of all positions by the width there."""
     batches = micro_batches(recipe, degrees)
     positions = sum(batches) * recipe.train.seq_len
     recomputes = recipe.train.activation_checkpointing != "none"
-    layer_ends = _layer_ends(styles)
-    for name, style in styles.items():
+    layer_ends = _layer_ends(part.styles)
+    for name, style in part.styles.items():
         if style in ("sequence", "replicate"):
             continue
-        module = model.get_submodule(name)
+        module = part.model.get_submodule(name)
         rows, columns = module.get_parameter("weight").shape
         begins = style in ("column", "kv_groups") or isinstance(module, Head)
         forward, backward = (BEGIN if begins else END)[_sp(recipe)]
@@ -174,56 +238,67 @@ def _loss(recipe: Recipe, degrees: Degrees) -> Iterator[Traffic]:
 
 
 def _partial_gradients(
-    recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style], data_rank: int
+    recipe: Recipe, degrees: Degrees, parts: Sequence[Part], data_rank: int
 ) -> Iterator[Traffic]:
     """Of the norms, and of projections that are whole on all peers because groups of heads are few."""
     shard = data_rank % degrees.dp_shard
     elements = 0
-    for name, style in styles.items():
+    for model, name, style in ((part.model, *named) for part in parts for named in part.styles.items()):
         if (style == "sequence" and _sp(recipe)) or few_groups(model, name, style, degrees.tp):
             rows, *columns = model.get_submodule(name).get_parameter("weight").shape
-            part = math.ceil(rows / degrees.dp_shard)
-            elements += max(0, min(part, rows - shard * part)) * math.prod(columns)
+            own = math.ceil(rows / degrees.dp_shard)
+            elements += max(0, min(own, rows - shard * own)) * math.prod(columns)
     sent = elements * _reduced_element(recipe)
     yield Traffic("tp", "all_reduce", "gradients in parts", min(elements, 1), sent)
 
 
 def _batch(recipe: Recipe, degrees: Degrees, data_rank: int) -> Iterator[Traffic]:
     """Tokens and targets as int64, documents as int32, the cursor as int64, and two numbers more."""
-    positions = sum(micro_batches(recipe, degrees)) * recipe.train.seq_len
+    positions = _rows(recipe, degrees) * recipe.train.seq_len
     lanes = len(owned_lanes(_lanes(recipe), data_rank, degrees.data))
     cursor = new_cursor(lanes, len(recipe.data.mix) or 1).nbytes
-    yield Traffic("tp", "broadcast", "batch", 1, (8 + 8 + 4) * positions + cursor + 2 * 8)
+    axis = "tp" if degrees.pp == 1 else "peers"
+    yield Traffic(axis, "broadcast", "batch", 1, (8 + 8 + 4) * positions + cursor + 2 * 8)
 
 
-def _weights_and_gradients(
-    recipe: Recipe, degrees: Degrees, model: nn.Module, styles: dict[str, Style]
-) -> Iterator[Traffic]:
+def _weights_and_gradients(recipe: Recipe, degrees: Degrees, part: Part) -> Iterator[Traffic]:
     """FSDP's, unit by unit. zero 0 is a mesh whose dp_shard is 1: its units are only reduced."""
     zero, element, sum_element = recipe.parallel.zero, _element(recipe), _reduced_element(recipe)
-    count = len(micro_batches(recipe, degrees))
-    units = units_of(model, llama_units(recipe.model))
+    reduced = part.order.count("B") if zero >= 2 else 1
     placed = {
-        id(parameter): placement_of(model, name, style, degrees.tp)
-        for name, style in styles.items()
-        for parameter in model.get_submodule(name).parameters()
+        id(parameter): placement_of(part.model, name, style, degrees.tp)
+        for name, style in part.styles.items()
+        for parameter in part.model.get_submodule(name).parameters()
     }
-    for unit in units:
+    for unit in units_of(part.model, llama_units(recipe.model), part=True):
         parameters = {id(p): p for module in unit for p in module.parameters()}
         elements = sum(_padded(p.shape, placed[key], degrees) for key, p in parameters.items())
         if degrees.dp_shard > 1:
-            forward = count if zero >= 2 else 1
-            # The last unit makes the loss together with its gradients, and an embedding is read by index.
-            again = zero == 3 and unit is not units[-1] and not isinstance(unit[0], nn.Embedding)
-            reduced = count if zero >= 2 else 1
+            forward, again = _gathers(part.order, zero, unit)
             yield Traffic("dp_shard", "all_gather", "weights", forward, forward * elements * element)
-            if again:
-                yield Traffic("dp_shard", "all_gather", "weights again", count, count * elements * element)
+            yield Traffic("dp_shard", "all_gather", "weights again", again, again * elements * element)
             sent = reduced * elements * sum_element
             yield Traffic("dp_shard", "reduce_scatter", "gradients", reduced, sent)
         if degrees.dp_replicate > 1:
-            part = elements // degrees.dp_shard
-            yield Traffic("dp_replicate", "all_reduce", "gradients", 1, part * sum_element)
+            own = elements // degrees.dp_shard
+            yield Traffic("dp_replicate", "all_reduce", "gradients", 1, own * sum_element)
+
+
+def _gathers(order: str, zero: int, unit: list[nn.Module]) -> tuple[int, int]:
+    """How often a unit's weights are gathered for a forward and for a backward pass, when they aren't there.
+
+    That with the head makes the loss together with its gradients, so it isn't dropped after the forward pass;
+    an embedding is read by index, so the backward pass doesn't need it.
+    """
+    after_forward = zero == 3 and not any(isinstance(module, Head) for module in unit)
+    here, gathered = False, {"F": 0, "B": 0}
+    for work in order:
+        if not here and not (work == "B" and isinstance(unit[0], nn.Embedding)):
+            gathered[work] += 1
+            here = True
+        if after_forward if work == "F" else zero >= 2:
+            here = False
+    return gathered["F"], gathered["B"]
 
 
 def _padded(shape: torch.Size, placement: Placement, degrees: Degrees) -> int:
