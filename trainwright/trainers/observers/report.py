@@ -49,6 +49,8 @@ AXES = {
     "tp": "the matrices of each layer",
     "sp": "the sequence, between the matrices that tp cuts",
     "pp": "the layers",
+    "pp_schedule": "the order in which stages do the micro-batches",
+    "pp_stages": "stages of each rank",
     "ep": "the experts",
     "zero": "ZeRO stage: what dp_shard shards",
     "engine": "what carries it out",
