@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-SIZE = 4
+SIZE = 8
 START = 120.0  # seconds that a worker has for its imports, on a machine that is busy otherwise
 GRACE = 5.0  # seconds that the other ranks have to end by themselves once one has failed
 LOCALHOST = "127.0.0.1"
