@@ -57,6 +57,10 @@ def refusal(*overrides: str) -> str:
             ["stability.on_persistent=rollback", "checkpoint.every=null"],
             "stability.on_persistent=rollback has no checkpoint to go back to: give checkpoint.every",
         ),
+        (
+            ["precision=bf16", "precision.rounding=hardware"],
+            "precision.rounding=hardware goes with precision=bf16_sr, not bf16; drop one of them",
+        ),
         (["optim.clip=0"], "optim.clip=0.0 must be above 0; optim.clip=null switches clipping off"),
         (
             ["train.seq_len=2048"],
@@ -245,6 +249,12 @@ def test_sources_of_a_mix_are_checked_by_name(tmp_path: Path):
             "parallel.tp=3 doesn't divide model.num_attention_heads=4; 2 and 4 would; "
             "parallel.tp=3 doesn't divide model.intermediate_size=704; 2 and 4 would",
         ),
+        (
+            2,
+            ["precision.reduce=bf16", "parallel.zero=1", "train.micro_batch_size=2"],
+            "precision.reduce=bf16 would add up micro-batches in bf16 under parallel.zero=0 and 1 and under "
+            "parallel.dp_replicate: raise train.micro_batch_size, or use precision.reduce=fp32",
+        ),
     ],
 )
 def test_a_layout_that_does_not_fit_its_ranks_says_what_would(
@@ -264,6 +274,8 @@ def test_a_layout_that_does_not_fit_its_ranks_says_what_would(
         (8, ["parallel.dp_replicate=2", "parallel.dp_shard=2", "parallel.tp=2"]),
         (2, ["parallel.tp=2", "parallel.sp=false", "train.seq_len=255"]),
         (16, ["parallel.tp=2"]),
+        (2, ["precision.reduce=bf16", "train.micro_batch_size=2"]),
+        (2, ["precision.reduce=bf16", "parallel.zero=0", "train.micro_batch_size=4"]),
         (2, PP_2),
         (8, [*PP_2, "parallel.tp=2"]),
         (2, INTERLEAVED),

@@ -29,3 +29,13 @@ def test_a_device_that_is_not_there_is_refused():
 @pytest.mark.parametrize("platform", PLATFORMS.values())
 def test_every_platform_names_a_kernel_that_exists(platform: type[Platform]):
     assert platform.attention in KERNELS
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_devices_that_cannot_round_by_themselves_refuse_it(name: str):
+    with pytest.raises(BadRequest) as caught:
+        Platform.round_stochastically(PLATFORMS[name].__new__(PLATFORMS[name]), seed=0)
+    assert str(caught.value) == (
+        f"precision.rounding=hardware: {name} has no stochastic rounding of its own; use "
+        "precision.rounding=optimizer"
+    )

@@ -9,12 +9,14 @@ from trainwright.models.storage import whole_pieces
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.steppers.updating import sum_of_squares
 
 
 def stepper(recipe: Recipe) -> EagerStepper:
     model = Llama(recipe.model)
+    model.to(PRECISIONS[recipe.precision.mode].kept_in)
     init_weights(whole_pieces(model), recipe.model, recipe.seed)
     layout, device = Layout(Ranks(), zero=0), torch.device("cpu")
     return EagerStepper(model, lambda m, b: m(b.tokens, b.documents, b.targets), recipe, layout, device)
@@ -100,7 +102,23 @@ def test_micro_batches_accumulate_in_fp32_under_mixed_precision():
     assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
-@pytest.mark.parametrize("mode", ["fp32", "mixed"])
+@pytest.mark.parametrize("mode", ["bf16", "bf16_sr"])
+def test_without_masters_one_micro_batch_takes_8_bytes_a_parameter_and_more_take_10(mode: str):
+    for size, dtype, most in ((4, torch.bfloat16, 8), (1, torch.float32, 10)):
+        ours, batch = stepper(tiny_recipe(f"precision={mode}", f"train.micro_batch_size={size}")), tiny_batch()
+        ours.forward_backward(batch, targets_of(batch))
+        assert all(parameter.grad is None for parameter in ours.model.parameters())
+        assert {gradient.dtype for gradient in ours.weights.gradients.values()} == {dtype}
+        alive = [*ours.weights.stored.values(), *ours.weights.gradients.values()]
+        for weight in ours.weights.local.values():
+            alive += [value for value in ours.optimizer.state[weight].values() if value.dim()]
+        parameters = sum(parameter.numel() for parameter in ours.model.parameters())
+        assert sum(tensor.nbytes for tensor in alive) == most * parameters
+        ours.update(0.1, norms(ours)[0], 1.0)
+        assert not ours.weights.gradients
+
+
+@pytest.mark.parametrize("mode", ["fp32", "mixed", "bf16", "bf16_sr"])
 def test_a_loaded_state_goes_on_bit_for_bit(mode: str):
     def step(which: EagerStepper, seed: int) -> float:
         batch = tiny_batch(seed)
@@ -124,6 +142,13 @@ def test_validation_leaves_no_gradient():
 def test_a_norm_is_that_of_float64_also_over_millions_of_elements():
     # Added up one by one in float32 it would be off by 1e-4, and by another error for each way to cut a weight.
     weight = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
+    found = sum_of_squares([weight, weight[0]], torch.device("cpu"))
+    expected = weight.double().square().sum() + weight[0].double().square().sum()
+    assert found.double() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_norms_of_bf16_tensors_are_added_up_in_float32():
+    weight = torch.randn(2048, 700, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = sum_of_squares([weight, weight[0]], torch.device("cpu"))
     expected = weight.double().square().sum() + weight[0].double().square().sum()
     assert found.double() == pytest.approx(expected.item(), rel=1e-6)
