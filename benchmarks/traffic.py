@@ -51,7 +51,7 @@ KINDS = {
 PASSED_OVER = ("_c10d_functional::wait_tensor", "c10d::recv_")  # the other ends of what is counted
 
 FSDP, TP = "parallel.zero=3", "parallel.tp=2"
-PP = "parallel.pp=2 train.micro_batch_size=1 model.tie_word_embeddings=false"
+PP = "parallel.pp=2 train.micro_batch_size=1"
 LAYOUTS = [  # name, ranks, the recipe's words
     ("DP 2", 2, "parallel.zero=0"),
     ("ZeRO-1 on 2", 2, "parallel.zero=1"),
@@ -73,7 +73,7 @@ LAYOUTS = [  # name, ranks, the recipe's words
     ("FSDP 2 x TP 2", 4, f"{FSDP} {TP}"),
     ("PP 2", 2, PP),
     ("PP 2, interleaved", 2, f"{PP} parallel.pp_schedule=interleaved_1f1b"),
-    ("PP 4", 4, "parallel.pp=4 train.micro_batch_size=1 model.tie_word_embeddings=false"),
+    ("PP 4", 4, "parallel.pp=4 train.micro_batch_size=1"),
     ("PP 2 x DP 2", 4, f"{PP} parallel.zero=0"),
     ("PP 2 x ZeRO-1 on 2", 4, f"{PP} parallel.zero=1"),
     ("PP 2 x FSDP 2", 4, f"{PP} {FSDP}"),

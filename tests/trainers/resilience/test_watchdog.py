@@ -126,6 +126,9 @@ def test_a_thread_in_a_collective_is_told_from_one_that_is_not():
     code = "def read():\n    go.wait()\nread()"
     with elsewhere(code, "/x/trainwright/trainers/facts.py") as thread:
         assert collective(thread)  # waits for the device, which is in the collective
+    code = "def _wait_batch_p2p():\n    go.wait()\n_wait_batch_p2p()"
+    with elsewhere(code, "/x/site-packages/torch/distributed/pipelining/schedules.py") as thread:
+        assert collective(thread)  # waits for another stage of the pipeline
 
 
 def test_what_hangs_is_given_up():
