@@ -103,6 +103,12 @@ def test_what_skipping_cannot_help_is_a_stop():
     assert [f[2] for f in findings(endless) if f[1] == "nonfinite"] == ["skip"] * 5 + ["stop"]
 
 
+def test_the_strongest_answer_counts():
+    judged = judge([1.0] * 20 + [NAN] * 6, on_nonfinite="rollback", persistent=5)
+    assert [f.answer for f in judged[26].findings] == ["rollback", "warn"]
+    assert judged[26].worst == judged[26].findings[0]
+
+
 def test_a_rollback_goes_to_before_the_spike_in_which_the_numbers_broke():
     judged = judge([1.0] * 20 + [3.0, 9.0, math.inf], on_nonfinite="rollback")
     assert findings(judged) == [(23, "nonfinite", "rollback", 21)]
@@ -140,13 +146,21 @@ def walk(*paces: tuple[int, float]) -> list[float]:
     return norms
 
 
-def test_a_parameter_norm_that_moves_three_times_as_fast_drifts():
-    params = walk((220, 1e-3), (60, 3.2e-3))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_parameter_norm_that_moves_three_times_as_fast_drifts(sign: int):
+    params = walk((220, sign * 1e-3), (60, sign * 3.2e-3))
     judged = judge([1.0] * len(params), params)
     ((step, kind, answer, _),) = findings(judged)
     assert (kind, answer) == ("drift", "warn")
     assert 221 < step <= 261
     assert not judge([1.0] * len(params), walk((220, 1e-3), (60, 2.8e-3)))
+
+
+def test_a_pace_that_grows_slowly_is_found_too():
+    params = walk(*((20, 1e-4 * 1.1**stretch) for stretch in range(30)))
+    ((step, kind, _, _),) = findings(judge([1.0] * len(params), params))
+    assert kind == "drift"
+    assert 440 < step < 520  # 1.1 ** (n / 2) is 3 after 23 stretches
 
 
 def test_a_parameter_norm_that_turns_round_does_not_drift():
@@ -162,9 +176,8 @@ def test_what_a_warm_up_and_spikes_move_is_not_the_usual_pace():
     params = walk((60, 1e-5), (200, 1e-3))
     assert not judge([1.0] * len(params), params, warmup=60)
     params = walk((220, 1e-3), (1, 0.5), (30, 1e-3))
-    norms = [1.0] * 220 + [9.0] + [1.0] * 31
-    norms[221] = 9.0
-    assert not findings(judge(norms, params))
+    assert not findings(judge([1.0] * 220 + [9.0] + [1.0] * 31, params))
+    assert findings(judge([1.0] * 252, params))
 
 
 def test_it_is_known_beforehand_whether_updates_wait():
