@@ -48,7 +48,8 @@ def recompute_activations(layers: Iterable[nn.Module], mode: str, keep: Sequence
         extra: dict[str, Any] = {}
         if mode == "selective":
             every = "matmul" in keep
-            products = [every or name in keep for name in projections_of(layer)]
+            # A layer's last product is added up and never needed again.
+            products = [*(every or name in keep for name in projections_of(layer)[:-1]), False]
             extra["context_fn"] = partial(_selective, operators, products, every)
         wrapped = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **extra)
         layer.forward = wrapped
