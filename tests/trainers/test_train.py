@@ -75,7 +75,7 @@ def test_a_run_leaves_what_the_design_promises(
     assert f"report={folder / 'report.html'}" in printed
 
 
-@pytest.mark.parametrize("precision", ["fp32", "mixed"])
+@pytest.mark.parametrize("precision", ["fp32", "mixed", "bf16_sr"])
 def test_a_killed_run_resumes_bit_for_bit(tiny: list[str], folder: Path, tmp_path: Path, precision: str):
     words = [*tiny, f"precision={precision}", "checkpoint.every=3", "train.steps=40", "optim.warmup_steps=5"]
     assert main(["train", *words, "run.name=whole"]) == 0

@@ -28,6 +28,7 @@ CHAINS = {
     "DP 2, 1 rank": ([DP_2, ALONE], []),
     "TP 4, FSDP 4": ([TP_4, FSDP_4], []),
     "mixed: FSDP 2, TP 2, 1 rank, HSDP 2 x 2": ([FSDP_2, TP_2, ALONE, HSDP], ["precision=mixed"]),
+    "bf16_sr: FSDP 2, TP 2, 1 rank": ([FSDP_2, TP_2, ALONE], ["precision=bf16_sr"]),
     "tied: FSDP 2 x TP 2, 1 rank, FSDP 4": ([FSDP_2_TP_2, ALONE, FSDP_4], ["model.tie_word_embeddings=true"]),
     "PP 2, 1 rank, TP 2, PP 2": ([PP_2, ALONE, TP_2, PP_2], [MICRO_BATCHES]),
     "PP 2 x FSDP 2, zero bubble, PP 2 x TP 2, FSDP 4": (
@@ -68,13 +69,13 @@ def test_a_run_goes_on_under_another_layout(
     assert told == [("resume" if number else "start", ranks) for number, (ranks, _) in enumerate(layouts)]
 
     steps = 10 * len(layouts)
-    precision = "mixed" if "precision=mixed" in recipe else "fp32"
+    precision = next((word.partition("=")[2] for word in recipe if word.startswith("precision=")), "fp32")
     found = differences(metrics, alone(*recipe))
     assert beyond(found, precision) == {}, found
     assert progress(tmp_path / "run", steps) == progress(alone.folder(*recipe), steps)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "mixed"])
+@pytest.mark.parametrize("precision", ["fp32", "mixed", "bf16_sr"])
 @pytest.mark.parametrize(
     "layout",
     [FSDP_2_TP_2, HSDP, PP_2_FSDP_2, ZERO_BUBBLE],
