@@ -81,7 +81,7 @@ def poisoned(batches: range) -> Iterator[None]:
             batch = replace(batch, targets=torch.where(batch.targets == IGNORE, IGNORE, TOKEN))
         return compute(stepper, batch, target_tokens)
 
-    EagerStepper.forward_backward = forward_backward  # type: ignore[method-assign]
+    EagerStepper.forward_backward = forward_backward  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
