@@ -109,14 +109,15 @@ def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0, pp_rank: 
             found += _between_stages(recipe, degrees, part)
         if degrees.tp > 1:
             found += _activations(recipe, degrees, part)
-        if degrees.data > 1:
-            found += _weights_and_gradients(recipe, degrees, part)
     if degrees.tp > 1:
-        found += _partial_gradients(recipe, degrees, parts, data_rank)
         if parts[-1].model.ends:
             found += _loss(recipe, degrees)
+        found += _partial_gradients(recipe, degrees, parts, data_rank)
     if degrees.tp * degrees.pp > 1:
         found += _batch(recipe, degrees, data_rank)
+    if degrees.data > 1:
+        for part in parts:
+            found += _weights_and_gradients(recipe, degrees, part)
     return _together(found)
 
 
@@ -158,7 +159,7 @@ def _together(traffic: Iterable[Traffic]) -> list[Traffic]:
     for axis, kind, what, calls, sent in traffic:
         before = sums.get((axis, kind, what), (0, 0))
         sums[axis, kind, what] = before[0] + calls, before[1] + sent
-    return [Traffic(*key, *both) for key, both in sums.items() if both[0]]
+    return [Traffic(*key, *both) for key, both in sums.items()]
 
 
 def micro_batches(recipe: Recipe, degrees: Degrees) -> list[int]:
@@ -276,7 +277,8 @@ def _weights_and_gradients(recipe: Recipe, degrees: Degrees, part: Part) -> Iter
         if degrees.dp_shard > 1:
             forward, again = _gathers(part.order, zero, unit)
             yield Traffic("dp_shard", "all_gather", "weights", forward, forward * elements * element)
-            yield Traffic("dp_shard", "all_gather", "weights again", again, again * elements * element)
+            if again:
+                yield Traffic("dp_shard", "all_gather", "weights again", again, again * elements * element)
             sent = reduced * elements * sum_element
             yield Traffic("dp_shard", "reduce_scatter", "gradients", reduced, sent)
         if degrees.dp_replicate > 1:
