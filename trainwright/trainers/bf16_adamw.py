@@ -109,10 +109,13 @@ def compiled(device: torch.device) -> Kernel | None:
     """`adamw_` as a single loop, by torch.compile; None where that doesn't work."""
     kernel: Kernel = torch.compile(adamw_, dynamic=True, options=ONE_LOOP)
     # Large and not square: what is compiled for it suits any size, on all threads.
-    matrices = [torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(4)]
+    weight, gradient, first, second = (
+        torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(4)
+    )
     numbers = numbers_of(1, 0.0, 0.0, OptimConfig(), None, device)
     try:
-        kernel(*matrices, halves_of(Piece(matrices[0]), 0), numbers)  # type: ignore[call-arg]
+        with torch.no_grad():  # as updates are: what is compiled holds for one or the other
+            kernel(weight, gradient, first, second, halves_of(Piece(weight), 0), numbers)
     except Exception as error:  # a compiler that is missing or broken shows in many ways
         warnings.warn(f"AdamW runs without torch.compile, some times slower: {error}", stacklevel=2)
         return None
@@ -157,8 +160,8 @@ class Bf16AdamW:
             numbers = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
             halves = halves_of(piece, rounding_key(self.seed, step, name)) if self.stochastic else None
             kernel = self.kernel if piece.values.numel() >= MATRIX_FROM else in_chunks
-            tensors = (piece.values, gradient, state["exp_avg"], state["exp_avg_sq"])
-            kernel(*map(as_matrix, tensors), halves, numbers)
+            first, second = as_matrix(state["exp_avg"]), as_matrix(state["exp_avg_sq"])
+            kernel(as_matrix(piece.values), as_matrix(gradient), first, second, halves, numbers)
 
 
 def weight_decay(weight: Tensor, optim: OptimConfig) -> float:
