@@ -82,6 +82,23 @@ def train(scaled: bool, rate: float, steps: int) -> dict[str, Any]:
     }
 
 
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of a page; gradient norms of the first step, and the median of the last ones."""
+    titles = ("learning rate", "`scaled_init`", "initial norm", "first gradient norm", "last", "validation")
+    lines = [f"| {' | '.join(titles)} |", "|--:|---|--:|--:|--:|--:|"]
+    for row in rows:
+        cells = (
+            f"{row['lr']:g}",
+            str(SIDES[row["side"]]).lower(),
+            f"{row['initial_norm']['param_norm']:.1f}",
+            f"{row['first_grad_norm']:.1f}",
+            f"{row[f'median_grad_norm_of_the_last_{LATE}']:.2f}",
+            f"{row['val_loss']:.3f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses above, gradient norms below, a column for each learning rate."""
     from matplotlib import pyplot
@@ -123,7 +140,9 @@ def main() -> None:
                 print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), flush=True)
         machine = {"cpu": platform.processor() or platform.machine(), "threads": 1}
         args.out.write_text(json.dumps({"machine": machine, "steps": args.steps, "rows": rows}) + "\n")
-    draw(json.loads(args.out.read_text())["rows"], args.plot)
+    rows = json.loads(args.out.read_text())["rows"]
+    print(as_markdown(rows))
+    draw(rows, args.plot)
 
 
 if __name__ == "__main__":

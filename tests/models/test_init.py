@@ -1,8 +1,11 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import scaled_init as benchmark
 from trainwright.configs.schema import ModelConfig
 from trainwright.models import init
 from trainwright.models.counter_random import key_of, normal
@@ -138,3 +141,8 @@ def test_the_norms_of_llama2_7b_that_the_docs_name(changes, norm):
         **changes,
     )
     assert round(initial_norm(config), 1) == norm
+
+
+def test_the_docs_have_the_benchmarks_figures():
+    page = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
+    assert benchmark.as_markdown(json.loads(benchmark.RESULTS.read_text())["rows"]) in page

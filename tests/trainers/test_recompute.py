@@ -1,11 +1,14 @@
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import recompute as benchmark
 from tests.trainers.tiny import tiny_batch, tiny_recipe
 from trainwright.configs.projections import projections
 from trainwright.models import blockwise_attention
@@ -158,3 +161,10 @@ def test_compiled_layers_compute_the_same():
     ours = gradients(model)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient)
+
+
+def test_the_docs_have_the_benchmarks_figures():
+    page = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
+    results = json.loads(benchmark.RESULTS.read_text())
+    assert benchmark.as_markdown(results) in page
+    assert [row["row"] for row in results["rows"]] == [row.name for row in benchmark.ROWS]
