@@ -61,6 +61,17 @@ def test_a_stopped_worker_is_killed_and_its_end_explained(start: Start, tmp_path
     assert how_it_ended(1, Verdicts(tmp_path), None) == (1, why)
 
 
+@pytest.mark.parametrize("left", ["", None])
+def test_it_is_killed_even_if_nothing_can_be_said(start: Start, tmp_path: Path, left: str | None):
+    worker, hung = start(-1.0), Hung(tmp_path)
+    (said,) = tmp_path.glob("*.json")
+    said.unlink() if left is None else said.write_text(left)
+    worker.send_signal(signal.SIGSTOP)
+    for _ in range(LOOKS + LOOKS_FOR_STACKS):
+        hung.look()
+    assert worker.wait(10) == -signal.SIGKILL
+
+
 def test_a_late_worker_is_first_asked_for_its_stacks(start: Start, tmp_path: Path):
     worker, hung = start(-1.0), Hung(tmp_path)
     for _ in range(LOOKS):

@@ -42,15 +42,21 @@ class Hung:
             self._late[path] = late = self._late.get(path, 0) + 1
             if late == LOOKS:
                 os.kill(pid, signal.SIGUSR2)
-            elif late == LOOKS + LOOKS_FOR_STACKS:
-                _say_why(path.with_suffix(".json"))
+            elif late >= LOOKS + LOOKS_FOR_STACKS:
                 os.kill(pid, signal.SIGKILL)
+                with suppress(
+                    OSError, ValueError, KeyError
+                ):  # a full disk, or the worker died in its first word
+                    _say_why(path.with_suffix(".json"))
+                path.unlink()
 
 
 def _say_why(path: Path) -> None:
     """On stderr, and in the worker's verdict."""
     said = json.loads(path.read_text())
     line = f"rank {said['rank']} and its watchdog stopped answering, and it was killed"
-    path.write_text(json.dumps({**said, "line": line}))
     sys.stderr.write(f"trainwright: {line}\n")
     sys.stderr.flush()
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({**said, "line": line}))
+    draft.rename(path)
