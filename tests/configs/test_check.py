@@ -133,20 +133,21 @@ def test_sources_of_a_mix_are_checked_by_name(tmp_path: Path):
         (
             2,
             ["parallel.pp=2", "model.tie_word_embeddings=false", "train.micro_batch_size=8"],
-            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches, and each "
+            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches; each "
             "data-parallel rank has 1; train.micro_batch_size=4 would do",
         ),
         (
             16,
             PP_2,
-            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches, and each "
+            "parallel.pp=2 with parallel.pp_schedule=1f1b takes at least 2 micro-batches; each "
             "data-parallel rank has 1; train.global_batch_size=16 with train.micro_batch_size=1 would do",
         ),
         (
             3,
             [*INTERLEAVED, "parallel.pp=3", "train.global_batch_size=7", "train.micro_batch_size=1"],
-            "parallel.pp=3 with parallel.pp_schedule=interleaved_1f1b takes a multiple of 3 micro-batches, and "
-            "each data-parallel rank has 7; train.micro_batch_size=7 would do",
+            "parallel.pp=3 with parallel.pp_schedule=interleaved_1f1b takes at least 3 micro-batches, "
+            "m of them where m // 3 divides m; each data-parallel rank has 7; train.global_batch_size=3 with "
+            "train.micro_batch_size=1 would do",
         ),
         (
             4,

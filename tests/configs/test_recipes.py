@@ -50,9 +50,9 @@ def degrees(name: str) -> dict[str, int]:
 def build(monkeypatch, tmp_path):
     """A recipe with stand-ins for the data and the tokenizer, on the ranks that it is written for."""
 
-    def built(name: str, *overrides: str) -> Built:
+    def built(name: str, *overrides: str, shards: int | None = None) -> Built:
         own = degrees(name)
-        ranks = own["tp"] * own["pp"] * own["dp_shard"] * own["dp_replicate"]
+        ranks = own["tp"] * own["pp"] * (shards or own["dp_shard"] * own["dp_replicate"])
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         (tmp_path / "data.jsonl").touch()
         (tmp_path / "tokenizer.json").touch()
@@ -106,8 +106,9 @@ def test_a_recipe_fits_its_ranks_has_the_published_size_and_is_told_as_it_is(nam
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_any_number_of_ranks_has_a_share(name, build):
-    if degrees(name)["dp_shard"] > 1:
-        build(name, "parallel.dp_shard=-1")
+    for shards in (1, 2, 16):
+        if shards <= degrees(name)["dp_shard"] * degrees(name)["dp_replicate"]:
+            build(name, "parallel.dp_shard=-1", "parallel.dp_replicate=1", shards=shards)
 
 
 def test_llama2_7b_has_the_settings_of_its_run(build):

@@ -367,6 +367,8 @@ def _scheduled(recipe: Recipe, degrees: Degrees) -> Iterator[str]:
     lanes = recipe.data.lanes or train.global_batch_size
     if pp == 1 or min(lanes, train.global_batch_size, train.micro_batch_size) < 1:
         return
+    if schedule not in STAGES:  # _words has said it
+        return
     rows = rows_in_a_batch(lanes, train.global_batch_size, degrees.data)
     has = math.ceil(rows / train.micro_batch_size)
     fits = [
@@ -375,14 +377,16 @@ def _scheduled(recipe: Recipe, degrees: Degrees) -> Iterator[str]:
         if train.global_batch_size % size == 0 and _takes(schedule, pp, math.ceil(rows / size))
     ]
     if not _takes(schedule, pp, has):
-        needs = f"at least {pp}" if schedule == "1f1b" else f"a multiple of {pp}"
+        needs = f"at least {pp} micro-batches"
+        if schedule != "1f1b":
+            needs += f", m of them where m // {pp} divides m"
         change = (
             f"train.micro_batch_size={max(fits)} would do"
             if fits
             else f"train.global_batch_size={pp * degrees.data} with train.micro_batch_size=1 would do"
         )
         yield (
-            f"parallel.pp={pp} with parallel.pp_schedule={schedule} takes {needs} micro-batches, and each "
+            f"parallel.pp={pp} with parallel.pp_schedule={schedule} takes {needs}; each "
             f"data-parallel rank has {has}; {change}"
         )
     if schedule == "zero_bubble" and degrees.data > 1 and recipe.parallel.zero > 1:
@@ -393,11 +397,12 @@ def _scheduled(recipe: Recipe, degrees: Degrees) -> Iterator[str]:
 
 
 def _takes(schedule: str, pp: int, micro_batches: int) -> bool:
-    """Whether a schedule of `pp` ranks can take so many micro-batches; PyTorch's own conditions.
+    """Whether a schedule of `pp` ranks can take so many micro-batches.
 
-    1F1B needs one for each rank. The interleaved ones go in micro_batches // pp rounds of equal length.
+    With fewer than ranks nothing is a pipeline. The interleaved ones go in micro_batches // pp rounds of equal
+    length, which is PyTorch's condition.
     """
-    return micro_batches >= pp if schedule == "1f1b" else micro_batches % max(1, micro_batches // pp) == 0
+    return micro_batches >= pp and (schedule == "1f1b" or micro_batches % (micro_batches // pp) == 0)
 
 
 def _pipeline(recipe: Recipe) -> Iterator[str]:

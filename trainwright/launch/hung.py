@@ -46,7 +46,7 @@ class Hung:
                 os.kill(pid, signal.SIGKILL)
                 with suppress(
                     OSError, ValueError, KeyError
-                ):  # a full disk, or the worker died in its first word
+                ):  # a full disk, a torn verdict
                     _say_why(path.with_suffix(".json"))
                 path.unlink()
 
