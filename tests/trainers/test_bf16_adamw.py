@@ -59,6 +59,17 @@ def test_to_nearest_it_is_adamw_to_bf16s_resolution():
         assert torch.equal(ours.pieces[name].values, weight.bfloat16())
 
 
+# At 1.5e-6 a weight loses about a float32's last bit, as it does in fp32.
+@pytest.mark.parametrize(("lr", "error"), [(3e-4, 1e-4), (3e-5, 1e-3), (1.5e-6, 5e-2)])
+def test_small_learning_rates_decay_weights_by_what_they_should(lr: float, error: float):
+    weight = draw((256, 256), 1)  # in float32, so that nothing rounds the update after it
+    before, zeros = weight.double(), torch.zeros_like(weight)
+    numbers = numbers_of(1, lr, 0.1, OptimConfig(), None, weight.device)
+    in_chunks(weight, zeros, zeros.clone(), zeros.clone(), None, numbers)
+    lost = (before - weight.double()).abs().sum() / before.abs().sum()
+    assert lost == pytest.approx(lr * 0.1, rel=error)
+
+
 def test_stochastic_updates_follow_adamw_on_average():
     # Far below bf16's resolution at each weight: rounded to nearest, most weights don't move at all.
     expected, start = reference(10, lr=1e-6), pieces()

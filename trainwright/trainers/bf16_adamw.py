@@ -52,12 +52,14 @@ def adamw_(
     Of the 32 bits of an element the low half rounds the weight and the high half its second moment, which else
     couldn't decay where 1 - beta2 is below 2**-9. The first moment changes by more and is rounded to nearest.
     """
-    scale, keep, rise1, keep2, rise2, size, root, eps = numbers.unbind()
+    scale, shrink, rise1, keep2, rise2, size, root, eps = numbers.unbind()
     grad = gradient.float() * scale
     first = exp_avg.float()
     first = first + (grad - first) * rise1
     second = exp_avg_sq.float() * keep2 + grad * grad * rise2
-    updated = weight.float() * keep - first * size / (second.sqrt() * root + eps)
+    before = weight.float()
+    # Not weight * (1 - shrink): rounded to float32, that factor errs alike for all weights, by 19 % of 1.5e-7.
+    updated = before - (before * shrink + first * size / (second.sqrt() * root + eps))
     exp_avg.copy_(first)
     if halves is None:
         exp_avg_sq.copy_(second)
@@ -76,7 +78,7 @@ def numbers_of(
     decay: the weight decay. scale: what gradients are divided by.
     """
     numbers = [
-        1 - lr * decay,
+        lr * decay,
         1 - optim.beta1,
         optim.beta2,
         1 - optim.beta2,
