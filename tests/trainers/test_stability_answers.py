@@ -11,6 +11,7 @@ from tests.trainers.parallel.runs import Line, read
 from tests.trainers.poison import poisoned
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
+from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.train import train
 
 ALL = list(range(1, 19))
@@ -159,8 +160,78 @@ def test_a_rollback_never_throws_the_last_checkpoint_away(
         line["grad_norm"] *= 1e3
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(words, {10: 1e3})[0] == 76
-    assert "no checkpoint from before step 8 is left: raise checkpoint.keep" in capsys.readouterr().err
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000009"]
+    assert "no whole checkpoint from before step 8 is left" in capsys.readouterr().err
+    assert saved(folder) == [9]
+
+
+def damage(checkpoint: Path) -> None:
+    """Flip a bit of its largest file."""
+    path = max((checkpoint / "state").iterdir(), key=lambda file: file.stat().st_size)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.name[-8:]) for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_damaged_checkpoint_is_none_to_roll_back_to(
+    words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of 3, 6 and 9 only 3 is from before the spike."""
+    words = [*words, "stability.on_persistent=rollback", "stability.persistent=4", "checkpoint.keep=9"]
+    words += ["checkpoint.every=3"]
+    factors = dict.fromkeys(range(6, 12), 1e3)
+    assert run([*words, "train.steps=9", "optim.decay_steps=18"], factors)[0] == 0
+    damage(folder / "checkpoints" / "step_00000003")
+    assert run(words, factors)[0] == 76
+    assert "no whole checkpoint from before step 6 is left" in capsys.readouterr().err
+    assert saved(folder) == [3, 6, 9]
+
+
+def test_trouble_from_before_the_first_checkpoint_goes_back_to_the_beginning(words: list[str], folder: Path):
+    words = [*words, "stability.on_persistent=rollback", "stability.persistent=4", "checkpoint.every=7"]
+    status, trained = run(words, dict.fromkeys(range(6, 11), 1e3))
+    assert status == 0
+    rolled_back(words, folder, trained, list(range(6, 11)), to=0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_that_resume_names_is_one_to_roll_back_to(words: list[str], folder: Path, whole: bool):
+    named = folder.with_name("named") / "checkpoints" / "step_00000003"
+    assert run([*words, "run.name=named", "train.steps=3", "optim.decay_steps=18"], {})[0] == 0
+    words = [*words, f"resume={named}", "stability.on_persistent=rollback", "stability.persistent=4"]
+    factors = dict.fromkeys(range(8, 13), 1e3)
+    assert run([*words, "train.steps=9", "checkpoint.every=9", "optim.decay_steps=18"], factors)[0] == 0
+    if not whole:
+        damage(named)
+    status, trained = run([*words, "checkpoint.every=9"], factors)
+    assert status == (0 if whole else 76)
+    assert trained[:3] == [10, 11, 12]
+    assert trained[3:] == ([*range(4, 8), *range(13, 24)] if whole else [])
+    assert (9 in saved(folder)) or whole
+
+
+def train_on_a_disk_that_keeps(overrides: list[str], factors: dict[int, float]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "remove", refuse)
+        train_poisoned(overrides, factors)
+
+
+def refuse(place: Place) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_what_cannot_be_deleted_ends_all_ranks_alike(run_on_ranks: RankPool, words: list[str], folder: Path):
+    words = [*words, "stability.on_persistent=rollback", "stability.persistent=4", "checkpoint.every=5"]
+    words += ["train.micro_batch_size=1"]
+    factors = dict.fromkeys(range(8, 14), 1e3)
+    run_on_ranks(train_poisoned, 2, [*words, "train.steps=10", "optim.decay_steps=18"], factors)
+    failures = [o.failure for o in run_on_ranks.outcomes(train_on_a_disk_that_keeps, 2, words, factors)]
+    for failure in failures:
+        assert failure is not None
+        assert failure.type == "RunFailed"
+        assert "from step 8 on couldn't be deleted ([Errno 30] Read-only file system)" in failure.message
+    assert events(folder, "rollback") == []
 
 
 def test_a_spike_may_stop_the_run(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from trainwright import verdict
 from trainwright.configs.schema import Recipe
+from trainwright.errors import BadRequest
 from trainwright.trainers.checkpoint.load import newest_whole, read_progress, require_whole
+from trainwright.trainers.checkpoint.manifest import read_together
 from trainwright.trainers.checkpoint.place import Place, place
 from trainwright.trainers.checkpoint.save import CONFIG
 from trainwright.trainers.observers.base import Run
@@ -73,6 +75,40 @@ def find_start(recipe: Recipe, ranks: Ranks, again: bool = False) -> Start:
     progress = _read_progress(path, recipe)
     monitor = _monitor(recipe, progress.step, deaths.rollbacks)
     return Start(path, afresh, *ranks.share((progress, passed_over, deaths, monitor)))
+
+
+def has_start_before(recipe: Recipe, ranks: Ranks, step: int) -> bool:
+    """Whether `find_start` has where to begin before `step` when the checkpoints from there on are gone.
+
+    That is a whole checkpoint, the one that `resume` names, or the beginning. The beginning only where the run
+    has had no checkpoint before `step`: one that is lost or damaged isn't made good by starting over. All
+    ranks call it.
+
+    Raises:
+        RunFailed: one can't be read, which doesn't show that it is damaged.
+    """
+    folder = run_folder(recipe)
+    if newest_whole(checkpoint_folder(recipe), ranks, lambda *fault: None, before=step):
+        return True
+    if recipe.resume in ("auto", "none"):
+        return bool(ranks.share(step <= _first_stood(folder) if ranks.first else None))
+    try:
+        path = require_whole(place(recipe.resume, "resume"), ranks)
+    except BadRequest:  # it was whole when the run began
+        return False
+    began = read_together(lambda: read_progress(path).step if ranks.first else None, path, ranks)[0]
+    return bool(began < step)
+
+
+def _first_stood(folder: Path) -> float:
+    """The first step that a checkpoint of the run was of, also one that is no more; infinite if none was."""
+    steps: list[float] = []
+    for _, event in read_lines(folder / "events.jsonl"):
+        if event.get("event") == "start":
+            steps.clear()
+        elif event.get("event") in ("checkpoint", "resume"):
+            steps.append(event["step"])
+    return min(steps, default=math.inf)
 
 
 def _read_progress(path: Place | None, recipe: Recipe) -> Progress:

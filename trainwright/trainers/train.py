@@ -34,7 +34,7 @@ from trainwright.trainers.resilience.whereabouts import Whereabouts
 from trainwright.trainers.resilience.wishes import Wishes, stopping_on_notice
 from trainwright.trainers.run_folder import checkpoint_folder, config_text, run_folder
 from trainwright.trainers.stability import RollBack
-from trainwright.trainers.start import Start, find_start, open_folder, say_finished, say_start
+from trainwright.trainers.start import Start, find_start, has_start_before, open_folder, say_finished, say_start
 from trainwright.trainers.steppers.base import Stepper
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.base import Task
@@ -233,19 +233,27 @@ def _make_steps(
 
 
 def _drop_checkpoints(process: Process, checkpoints: Checkpoints, back: RollBack) -> None:
-    """See that the newest checkpoint is one from before `back.began`, if there is any.
+    """Delete the checkpoints from step `back.began` on, if the run has where to begin before it.
 
     Raises:
-        Diverged: there are later ones only.
+        Diverged: it hasn't; all checkpoints stay.
+        RunFailed: one can't be read or deleted.
     """
     process.where.at("save", back.step)
     checkpoints.settle()
-    folder = checkpoint_folder(process.recipe)
-    if not process.ranks.share(forget_from(folder, back.began) if process.ranks.first else None):
+    if not has_start_before(process.recipe, process.ranks, back.began):
         raise Diverged(
-            f"{back}, and no checkpoint from before step {back.began} is left: raise checkpoint.keep, and "
-            "start again"
+            f"{back}, and no whole checkpoint from before step {back.began} is left: name one with resume=PATH "
+            "in a run of another name, or start afresh with resume=none"
         )
+    folder = checkpoint_folder(process.recipe)
+    try:
+        forget_from(folder, back.began, process.ranks)
+    except OSError as error:
+        raise RunFailed(
+            f"the checkpoints in {folder} from step {back.began} on couldn't be deleted ({error}): do it, "
+            "and start again"
+        ) from error
 
 
 def _finish(process: Process, task: Task, attempt: Attempt, validation: list[Batch] | None) -> None:

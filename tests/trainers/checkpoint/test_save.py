@@ -71,15 +71,23 @@ def test_suspect_ones_take_no_place_of_older_ones(tmp_path: Path):
     assert steps(tmp_path) == [6, 7]
 
 
-def test_those_from_a_step_on_can_be_forgotten_but_not_the_last(tmp_path: Path):
+def test_those_from_a_step_on_can_be_forgotten(tmp_path: Path):
     for step in (1, 2, 3):
         save(tmp_path, step, keep=3)
-    assert not forget_from(place(tmp_path), 1)
+    forget_from(place(tmp_path), 4, Ranks())
     assert steps(tmp_path) == [1, 2, 3]
-    assert forget_from(place(tmp_path), 4)
-    assert forget_from(place(tmp_path), 2)
+    forget_from(place(tmp_path), 2, Ranks())
     assert steps(tmp_path) == [1]
-    assert forget_from(place(tmp_path / "none"), 1)
+    forget_from(place(tmp_path / "none"), 1, Ranks())
+
+
+def test_the_newest_may_be_sought_among_those_before_a_step(tmp_path: Path):
+    one, two = save(tmp_path, 1), save(tmp_path, 2)
+
+    def newest(before: int) -> Place | None:
+        return newest_whole(place(tmp_path), Ranks(), lambda *_: None, before=before)
+
+    assert [newest(before) for before in (3, 2, 1)] == [two, one, None]
 
 
 def test_what_is_torn_or_damaged_takes_no_place_of_a_good_one(tmp_path: Path):

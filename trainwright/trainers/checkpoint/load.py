@@ -1,6 +1,7 @@
 """Finding and reading a checkpoint."""
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainwright.errors import BadRequest, RunFailed
-from trainwright.trainers.checkpoint.manifest import fault
+from trainwright.trainers.checkpoint.manifest import fault, read_together
 from trainwright.trainers.checkpoint.place import Place
 from trainwright.trainers.checkpoint.save import (
     PARTIAL,
@@ -22,6 +23,7 @@ from trainwright.trainers.checkpoint.save import (
     drop,
     first_cause,
     step_names,
+    step_of,
 )
 from trainwright.trainers.checkpoint.shards import Reader
 from trainwright.trainers.parallel.ranks import Ranks
@@ -31,16 +33,18 @@ from trainwright.trainers.progress import Progress
 UNFIT = re.compile(r"Missing key|[Ss]ize mismatch")
 
 
-def newest_whole(folder: Place, ranks: Ranks, passed_over: Callable[[Place, str], None]) -> Place | None:
+def newest_whole(
+    folder: Place, ranks: Ranks, passed_over: Callable[[Place, str], None], before: float = math.inf
+) -> Place | None:
     """The newest checkpoint below `folder` that is whole; `passed_over` hears of each newer one that isn't.
 
-    All ranks call it: they share the reading.
+    All ranks call it: they share the reading. before: only checkpoints of earlier steps than that count.
 
     Raises:
         RunFailed: one can't be read, which doesn't show that it is damaged.
     """
-    names: list[str] = ranks.share(_found(folder) if ranks.first else None)
-    for name in reversed(names):
+    names = read_together(lambda: _found(folder) if ranks.first else [], folder, ranks)[0]
+    for name in reversed([name for name in names if step_of(name) < before]):
         wrong = fault(folder / name, ranks)
         if wrong is None:
             return folder / name

@@ -32,16 +32,22 @@ def fault(folder: Place, ranks: Ranks) -> str | None:
     Raises:
         RunFailed: a file can't be read, on any rank: that doesn't show that it is damaged.
     """
-    files = _shared(lambda: _entries(folder) if ranks.first else None, folder, ranks)[0]
+    files = read_together(lambda: _entries(folder) if ranks.first else None, folder, ranks)[0]
     if isinstance(files, str):
         return files
     mine = list(files.items())[ranks.rank :: ranks.size]
-    faults = _shared(lambda: [_file_fault(folder / name, name, entry) for name, entry in mine], folder, ranks)
+    faults = read_together(
+        lambda: [_file_fault(folder / name, name, entry) for name, entry in mine], folder, ranks
+    )
     return next((wrong for share in faults for wrong in share if wrong), None)
 
 
-def _shared(read: Callable[[], Any], folder: Place, ranks: Ranks) -> list[Any]:
-    """What every rank has read, by rank."""
+def read_together(read: Callable[[], Any], folder: Place, ranks: Ranks) -> list[Any]:
+    """What `read` gives on every rank, by rank. All ranks call it.
+
+    Raises:
+        RunFailed: on all of them, what of `folder` couldn't be read on one.
+    """
     try:
         own, trouble = read(), None
     except OSError as error:

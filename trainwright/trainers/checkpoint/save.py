@@ -172,19 +172,19 @@ def step_names(folder: Place) -> list[str]:
     return [name for name in folder.names() if name.startswith(PREFIX) and "." not in name]
 
 
-def forget_from(folder: Place, step: int) -> bool:
-    """Delete the checkpoints of `step` and later ones; False, and none is, if there are no others.
+def forget_from(folder: Place, step: int, ranks: Ranks) -> None:
+    """Delete the checkpoints of `step` and later ones, the newest first. All ranks call it.
 
     Raises:
-        OSError: one can't be deleted.
+        OSError: on all ranks, one can't be deleted.
     """
-    names = step_names(folder)
-    later = [name for name in names if step_of(name) >= step]
-    if later and len(later) == len(names):
-        return False
-    for name in reversed(later):
-        (folder / name).remove()
-    return True
+    _on_first(ranks, lambda: _remove_from(folder, step))
+
+
+def _remove_from(folder: Place, step: int) -> None:
+    for name in reversed(step_names(folder)):
+        if step_of(name) >= step:
+            (folder / name).remove()
 
 
 def to_keep(names: list[str], policy: CheckpointConfig) -> list[str]:
