@@ -22,7 +22,7 @@ import torch
 
 from trainwright.configs.schema import OptimConfig
 from trainwright.models.storage import Piece
-from trainwright.trainers.bf16_adamw import Bf16AdamW, in_chunks
+from trainwright.trainers.bf16_adamw import Bf16AdamW
 
 SHAPES = ((2048, 1024),) * 24
 WARM = 2  # steps that are not counted: compilers, caches
@@ -55,7 +55,7 @@ def ours(stochastic: bool, chunks: bool) -> tuple[Step, State]:
     pieces = {str(i): Piece(weight.detach()) for i, weight in enumerate(parts)}
     optimizer = Bf16AdamW(pieces, OptimConfig(), seed=0, stochastic=stochastic)
     if chunks:
-        optimizer.kernel = in_chunks
+        optimizer.compiles = False
     moments = [value for state in optimizer.state.values() for value in state.values()]
     return lambda: optimizer.update(gradients, LR, None), [*parts, *gradients.values(), *moments]
 

@@ -167,7 +167,7 @@ def test_seeds_and_steps_draw_other_bits():
 def test_the_compiled_update_gives_the_same_bits(dtype: torch.dtype, stochastic: bool):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    kernel = compiled(torch.device("cpu"))
+    kernel = compiled(torch.device("cpu"), dtype, stochastic)
     assert kernel is not None
     for shape in ((256, 256), (300, 1000), (1000, 77)):
         sides = []
@@ -191,10 +191,31 @@ def test_the_compiled_update_gives_the_same_bits(dtype: torch.dtype, stochastic:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_updates_of_any_shape_compile_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, stochastic: bool
+):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    monkeypatch.setattr(bf16_adamw, "COMPILED_FROM", 1)
+    monkeypatch.setattr(bf16_adamw, "MATRIX_FROM", 64)
+    shapes = [(8, 8), (300, 77), (77, 300), (1, 512), (512, 1), (512,)]
+    parts = {str(shape): Piece(draw(shape, 1).bfloat16()) for shape in shapes}
+    ours = Bf16AdamW(parts, OptimConfig(), 0, stochastic=stochastic)
+    assert compiled(torch.device("cpu"), dtype, stochastic) is not None
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(2):
+            ones = {name: torch.ones_like(part.values, dtype=dtype) for name, part in parts.items()}
+            ours.update(ones, 1e-3, torch.tensor(1.5))
+            ours.update(ones, 1e-3, None)
+
+
+@pytest.mark.slow
 def test_without_a_compiler_it_runs_in_chunks_and_says_so():
     program = (
         "import torch; from trainwright.trainers.bf16_adamw import compiled; "
-        "assert compiled(torch.device('cpu')) is None"
+        "assert compiled(torch.device('cpu'), torch.float32, True) is None"
     )
     environment = {"PATH": "/nowhere", "CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = subprocess.run(

@@ -107,17 +107,21 @@ def in_chunks(
 
 
 @cache
-def compiled(device: torch.device) -> Kernel | None:
-    """`adamw_` as a single loop, by torch.compile; None where that doesn't work."""
+def compiled(device: torch.device, gradients_in: torch.dtype, stochastic: bool) -> Kernel | None:
+    """`adamw_` as a single loop, by torch.compile; None where that doesn't work.
+
+    What is asked for is compiled here and now: an update with it, of a matrix with several rows and columns,
+    compiles nothing.
+    """
     kernel: Kernel = torch.compile(adamw_, dynamic=True, options=ONE_LOOP)
     # Large and not square: what is compiled for it suits any size, on all threads.
-    weight, gradient, first, second = (
-        torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(4)
-    )
+    weight, first, second = (torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(3))
+    gradient = torch.zeros_like(weight, dtype=gradients_in)
+    halves = halves_of(Piece(weight), 0) if stochastic else None
     numbers = numbers_of(1, 0.0, 0.0, OptimConfig(), None, device)
     try:
         with torch.no_grad():  # as updates are: what is compiled holds for one or the other
-            kernel(weight, gradient, first, second, halves_of(Piece(weight), 0), numbers)
+            kernel(weight, gradient, first, second, halves, numbers)
     except Exception as error:  # a compiler that is missing or broken shows in many ways
         warnings.warn(f"AdamW runs without torch.compile, some times slower: {error}", stacklevel=2)
         return None
@@ -127,7 +131,8 @@ def compiled(device: torch.device) -> Kernel | None:
 class Bf16AdamW:
     """AdamW whose state is 6 bytes a parameter, in PyTorch's names; implements `optim.Optimizer`.
 
-    pieces: this rank's parts by name; a part may be empty. stochastic: how weights are rounded.
+    pieces: this rank's parts by name; a part may be empty. stochastic: how weights are rounded. compiles: let
+    large parameters go through `compiled`, which is made in the first update: it is one for gradients' dtype.
 
     The step's number, which the checkpoint has, goes into the rounding: a resumed run draws the same bits.
     """
@@ -145,9 +150,7 @@ class Bf16AdamW:
             }
             for piece in pieces.values()
         }
-        whole = sum(piece.values.numel() for piece in pieces.values())
-        device = next(iter(pieces.values())).values.device
-        self.kernel = (compiled(device) if whole >= COMPILED_FROM else None) or in_chunks
+        self.compiles = sum(piece.values.numel() for piece in pieces.values()) >= COMPILED_FROM
 
     @torch.no_grad()
     def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
@@ -161,9 +164,14 @@ class Bf16AdamW:
             step, decay = int(state["step"]), weight_decay(piece.values, self.optim)
             numbers = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
             halves = halves_of(piece, rounding_key(self.seed, step, name)) if self.stochastic else None
-            kernel = self.kernel if piece.values.numel() >= MATRIX_FROM else in_chunks
+            weight, grad = as_matrix(piece.values), as_matrix(gradient)
             first, second = as_matrix(state["exp_avg"]), as_matrix(state["exp_avg_sq"])
-            kernel(as_matrix(piece.values), as_matrix(gradient), first, second, halves, numbers)
+            self._kernel(weight, grad.dtype)(weight, grad, first, second, halves, numbers)
+
+    def _kernel(self, weight: Tensor, gradients_in: torch.dtype) -> Kernel:
+        if not self.compiles or weight.numel() < MATRIX_FROM or 1 in weight.shape:
+            return in_chunks
+        return compiled(weight.device, gradients_in, self.stochastic) or in_chunks
 
 
 def weight_decay(weight: Tensor, optim: OptimConfig) -> float:
