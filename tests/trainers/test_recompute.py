@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import recompute as benchmark
@@ -154,11 +155,18 @@ def test_recipes_name_the_projections_that_a_layer_has(coalesce):
     assert tuple(projections_of(built("none", coalesce=coalesce).layers[0])) == projections(coalesce)
 
 
-def test_compiled_layers_compute_the_same():
-    expected, model = gradients(built("none")), built("selective", ["attention", "qkv_proj"])
+@pytest.mark.parametrize(
+    ("mode", "keep"), [("none", []), ("selective", ["attention", "qkv_proj"]), ("full", [])]
+)
+@pytest.mark.parametrize("kernel", [Sdpa, Blockwise])
+def test_compiled_layers_are_one_graph_and_compute_the_same(mode: str, keep: list[str], kernel: Any):
+    expected, model = gradients(built("none", kernel=kernel())), built(mode, keep, kernel())
+    torch._dynamo.reset()
+    compiler = CompileCounterWithBackend("aot_eager_decomp_partition")
     for layer in model.layers:
-        layer.compile(backend="aot_eager_decomp_partition")
+        layer.compile(backend=compiler, fullgraph=True)
     ours = gradients(model)
+    assert compiler.frame_count == 1
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient)
 

@@ -42,5 +42,9 @@ class _Swiglu(torch.autograd.Function):
 
 def coalesced_swiglu(gate_up: Tensor, block: int) -> Tensor:
     """silu(gate) * up of `gate_up` (..., 2 n), stored as (n / block, 2, block): (..., n)."""
-    activated: Tensor = _Swiglu.apply(gate_up, block)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():  # the compiler can't write into parts of a tensor, and needs no help
+        gate, up = gate_up.unflatten(-1, (-1, 2, block)).unbind(-2)
+        activated: Tensor = (F.silu(gate) * up).flatten(-2)
+    else:
+        activated = _Swiglu.apply(gate_up, block)  # type: ignore[no-untyped-call]
     return activated

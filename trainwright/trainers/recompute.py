@@ -1,6 +1,6 @@
 """Activation checkpointing: what the backward pass keeps and what it makes again (arXiv 2205.05198)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -51,8 +51,19 @@ def recompute_activations(layers: Iterable[nn.Module], mode: str, keep: Sequence
             # A layer's last product is added up and never needed again.
             products = [*(every or name in keep for name in projections_of(layer)[:-1]), False]
             extra["context_fn"] = partial(_selective, operators, products, every)
-        wrapped = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **extra)
-        layer.forward = wrapped
+        layer.forward = _recomputing(layer.forward, extra)
+
+
+def _recomputing(forward: Callable[..., Any], extra: dict[str, Any]) -> Callable[..., Any]:
+    """`forward`, whose results the backward pass makes again.
+
+    A function of our own, not a `partial`: `torch.compile` passes over `checkpoint` where none of ours calls it.
+    """
+
+    def recomputing(*inputs: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **extra)
+
+    return recomputing
 
 
 def projections_of(layer: nn.Module) -> list[str]:
