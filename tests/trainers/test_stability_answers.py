@@ -2,9 +2,11 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from tests.ranks import RankPool
 from tests.trainers.parallel.runs import Line, read
@@ -12,6 +14,7 @@ from tests.trainers.poison import poisoned
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
 from trainwright.trainers.checkpoint.place import Place
+from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.train import train
 
 ALL = list(range(1, 19))
@@ -123,6 +126,30 @@ def test_before_the_first_checkpoint_a_rollback_goes_to_the_beginning(words: lis
     assert status == 0
     assert not folder.with_name("tiny.1").exists()
     rolled_back(words, folder, trained, [3], to=0)
+
+
+def test_a_notice_in_the_step_that_is_rolled_back_ends_the_run_at_once(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = [*words, "stability.on_spike=rollback"]
+    squares, noticed = EagerStepper.squares, []
+
+    def with_notice(stepper: EagerStepper) -> Tensor:
+        noticed.append(True)
+        if len(noticed) == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return squares(stepper)
+
+    monkeypatch.setattr(EagerStepper, "squares", with_notice)
+    status, trained = run(words, {8: 1e3})
+    assert (status, trained) == (75, list(range(1, 9)))
+    assert saved(folder) == [5]
+    back, stop = events(folder, "rollback", "stop")
+    assert (back["began"], stop["event"]) == (8, "stop")
+    assert stop["reason"].startswith("Preempted: SIGTERM stopped the run, which has been rolled back")
+    status, again = run(words, {8: 1e3})
+    assert status == 0
+    rolled_back(words, folder, trained + again, [8], to=5)
 
 
 def test_a_later_start_still_leaves_the_batches_out(words: list[str], folder: Path):

@@ -157,7 +157,11 @@ def build_stepper(
 
 
 def _train(process: Process, task: Task, attempt: Attempt, health: Health | None) -> bool:
-    """Train until the run ends; False where it is rolled back and has to begin again."""
+    """Train until the run ends; False where it is rolled back and has to begin again.
+
+    Raises:
+        Preempted: a rank was asked to stop, also where the run is rolled back.
+    """
     recipe, ranks, start = process.recipe, process.ranks, attempt.start
     run, watching, progress = attempt.run, attempt.watching, start.progress
     validation = task.open_validation()
@@ -170,9 +174,15 @@ def _train(process: Process, task: Task, attempt: Attempt, health: Health | None
             run.emit("health", **health.event())
         if validation:
             run.emit("unigram", nats=unigram_entropy(validation, recipe.model.vocab_size, ranks))
-        reason, back = "done", None
+        back = None
         try:
             back = _make_steps(process, task, attempt, stream, validation)
+            reason = f"rolled back: {back}" if back else "done"
+            if back and process.wishes.agreed_stop:
+                raise Preempted(
+                    f"{process.wishes.stop or 'a signal to another rank'} stopped the run, which has been "
+                    f"rolled back to before step {back.began}: the same command goes on from there"
+                )
         except NumericalFailure as error:
             reason = f"{type(error).__name__}: {error}"
             batch = recipe.resilience.pass_over_batch and not isinstance(error, Diverged)
@@ -189,10 +199,10 @@ def _train(process: Process, task: Task, attempt: Attempt, health: Health | None
                     run.emit("spike", **start.monitor.spike.event())
                 if back:
                     run.emit("rollback", step=back.step, began=back.began, reason=str(back))
-                else:
+                if not back or process.wishes.agreed_stop:
                     run.emit("stop", step=progress.step, reason=reason)
             finally:
-                watching.on_stop(progress, f"rolled back: {back}" if back else reason)
+                watching.on_stop(progress, reason)
     return back is None
 
 
