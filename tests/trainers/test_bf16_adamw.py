@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dty
     for name in SHAPES:
         assert torch.equal(found[0].pieces[name].values, found[1].pieces[name].values)
         assert torch.equal(found[0].pieces[name].values, found[2].pieces[name].values)
+
+
+def test_an_update_copies_its_numbers_to_the_device_once_for_each_decay(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, float]] = []
+
+    def counting(step: int, lr: float, decay: float, *others: Any) -> Tensor:
+        asked.append((step, decay))
+        return numbers_of(step, lr, decay, *others)
+
+    monkeypatch.setattr(bf16_adamw, "numbers_of", counting)
+    parts = {f"{name}.{i}": piece for i in range(3) for name, piece in pieces().items()}
+    ours = Bf16AdamW(parts, OptimConfig(), seed=0, stochastic=True)
+    for _ in range(2):
+        ours.update({name: torch.ones_like(part.values) for name, part in parts.items()}, 1e-3, None)
+    assert asked == [(1, 0.1), (1, 0.0), (2, 0.1), (2, 0.0)]
 
 
 def cut(piece: Piece, parts: int, dim: int) -> list[Piece]:

@@ -87,7 +87,9 @@ def numbers_of(
         optim.eps,
     ]
     times = torch.ones(1, device=device) if scale is None else scale.reshape(1).reciprocal()
-    return torch.cat((times, torch.tensor(numbers, dtype=torch.float32, device=device)))
+    # Pinned, so that the host goes on while the device works.
+    host = torch.tensor(numbers, dtype=torch.float32, pin_memory=device.type != "cpu")
+    return torch.cat((times, host.to(device, non_blocking=True)))
 
 
 def in_chunks(
@@ -155,6 +157,7 @@ class Bf16AdamW:
     @torch.no_grad()
     def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
         """See `optim.Optimizer`."""
+        made: dict[tuple[int, float], Tensor] = {}  # by step and decay: one copy to the device
         for name, gradient in gradients.items():
             piece = self.pieces[name]
             state = self.state[piece.values]
@@ -162,11 +165,12 @@ class Bf16AdamW:
             if not piece.values.numel():
                 continue
             step, decay = int(state["step"]), weight_decay(piece.values, self.optim)
-            numbers = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
+            if (step, decay) not in made:
+                made[step, decay] = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
             halves = halves_of(piece, rounding_key(self.seed, step, name)) if self.stochastic else None
             weight, grad = as_matrix(piece.values), as_matrix(gradient)
             first, second = as_matrix(state["exp_avg"]), as_matrix(state["exp_avg_sq"])
-            self._kernel(weight, grad.dtype)(weight, grad, first, second, halves, numbers)
+            self._kernel(weight, grad.dtype)(weight, grad, first, second, halves, made[step, decay])
 
     def _kernel(self, weight: Tensor, gradients_in: torch.dtype) -> Kernel:
         if not self.compiles or weight.numel() < MATRIX_FROM or 1 in weight.shape:
