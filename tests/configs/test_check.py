@@ -61,6 +61,11 @@ def refusal(*overrides: str) -> str:
             ["precision=bf16", "precision.rounding=hardware"],
             "precision.rounding=hardware goes with precision=bf16_sr, not bf16; drop one of them",
         ),
+        (
+            ["precision=bf16_sr", "optim.beta1=0.997"],
+            "optim.beta1=0.997 would lose the first moment's decay, which precision=bf16_sr rounds to nearest: "
+            "use at most 0.996, or precision=mixed",
+        ),
         (["optim.clip=0"], "optim.clip=0.0 must be above 0; optim.clip=null switches clipping off"),
         (
             ["train.seq_len=2048"],
@@ -287,6 +292,11 @@ def test_a_layout_that_does_not_fit_its_ranks_says_what_would(
 def test_layouts_that_fit_their_ranks(ranks: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     load_recipe(overrides)
+
+
+@pytest.mark.parametrize(("mode", "beta1"), [("bf16", 0.996), ("bf16_sr", 0.9), ("mixed", 0.999)])
+def test_first_moments_that_can_decay(mode: str, beta1: float):
+    load_recipe([f"precision={mode}", f"optim.beta1={beta1}"])
 
 
 def test_a_world_size_that_is_no_number(monkeypatch: pytest.MonkeyPatch):

@@ -247,6 +247,12 @@ def _precision(recipe: Recipe) -> Iterator[str]:
     mode, rounding = recipe.precision.mode, recipe.precision.rounding
     if rounding == "hardware" and mode != "bf16_sr":
         yield f"precision.rounding=hardware goes with precision=bf16_sr, not {mode}; drop one of them"
+    beta1 = recipe.optim.beta1
+    if mode in ("bf16", "bf16_sr") and 1 - beta1 < 2**-8:  # half of what a bf16 number's last bit can be worth
+        yield (
+            f"optim.beta1={beta1} would lose the first moment's decay, which precision={mode} rounds to nearest: "
+            "use at most 0.996, or precision=mixed"
+        )
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
