@@ -21,8 +21,8 @@ class Life:
         self.now += after
         self.marks.append({"t": self.now, "at": at, **fields})
 
-    def process(self, begin=0.0, ready=0.0, step=0, compile=False):
-        self.mark("begin", begin, compile=compile)
+    def process(self, begin=0.0, ready=0.0, step=0, compile=False, **more):
+        self.mark("begin", begin, compile=compile, **more)
         self.mark("resume" if step else "start", ready, step=step)
 
     def step(self, number, took=1.0, data=0.0, between=0.0, **fields):
@@ -69,12 +69,27 @@ def test_a_rollback_is_no_restart_and_nothing_is_down():
     for number in (1, 2, 3):
         run.step(number)
     run.mark("rollback", 2)
-    run.process(begin=3, ready=4, step=1)
+    run.process(begin=3, ready=4, step=1, again=True)
     run.step(2)
     assert run.seconds() == {"productive": 2, "redone_steps": 4, "start_up": 17}
     assert tally(run.marks).restarts == 0
     run.process(begin=5, ready=1, step=1)
     assert run.seconds()["down"] == 5
+    assert tally(run.marks).restarts == 1
+
+
+@pytest.mark.parametrize("rebuilds", [True, False])
+def test_a_process_that_dies_after_a_rollback_is_down_until_the_next(rebuilds):
+    run = Life()
+    run.process(ready=10)
+    run.step(1)
+    run.mark("rollback", 2)
+    if rebuilds:
+        run.mark("begin", 3, compile=False, again=True)
+    run.process(begin=1000, ready=4)
+    run.step(1)
+    start_up = 17 if rebuilds else 14
+    assert run.seconds() == {"productive": 1, "redone_steps": 3, "start_up": start_up, "down": 1000}
     assert tally(run.marks).restarts == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.trainers.poison import poisoned
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
 from trainwright.trainers.checkpoint.place import Place
+from trainwright.trainers.checkpoint.save import Saver
+from trainwright.trainers.observers.checkpoint import Checkpoints
 from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.train import train
 
@@ -280,6 +283,27 @@ def test_the_ledger_has_what_a_rollback_cost(words: list[str], folder: Path):
     assert goodput["seconds"]["redone_steps"] == pytest.approx(sum(redone) + wrong, abs=1e-4)
     assert goodput["seconds"]["down"] == 0.0
     assert at[back : back + 3] == ["rollback", "begin", "resume"]
+
+
+def test_a_save_that_a_rollback_waits_for_does_not_take_the_wrong_step(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forget, written = Saver._forget, threading.Event()
+
+    def slow(saver: Saver, *args: object) -> None:
+        assert written.wait(60)
+        forget(saver, *args)
+
+    def settle(checkpoints: Checkpoints) -> None:
+        written.set()
+        checkpoints._hear(wait=True)
+
+    monkeypatch.setattr(Saver, "_forget", slow)
+    monkeypatch.setattr(Checkpoints, "settle", settle)
+    assert run([*words, "stability.on_spike=rollback", "checkpoint.every=7"], {8: 1e3})[0] == 0
+    at = [json.loads(line)["at"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    back = at.index("rollback")
+    assert at[back : back + 4] == ["rollback", "saved", "begin", "resume"]
 
 
 def test_a_restart_knows_the_spike_that_it_is_in(words: list[str], folder: Path):

@@ -3,7 +3,8 @@
 A mark says what the time since the mark before was spent on, so the causes add up to the time between the first
 mark and the last, whatever was killed in between:
 
-    begin       a process of the run began: nobody trained before it. `compile`: train.compile is on
+    begin       a process of the run began: nobody trained before it. `compile`: train.compile is on.
+                `again`: it is the same process, after a rollback
     start       set up, at step 0
     resume      set up, at `step` of a checkpoint
     step        trained on a batch in `step_s` seconds, `data_s` of them waiting for it. `validated`: then that
@@ -46,7 +47,6 @@ class Tally:
         self._totals = dict.fromkeys(CAUSES, 0.0)
         self._last: float | None = None  # the time of the newest mark
         self._saving = 0.0  # that the newest mark put down to saving
-        self._rolled_back = False  # what the newest mark says
         # The steps that stand and the productive seconds up to each: a restart takes some off the end.
         self._steps = array("q")
         self._up_to = array("d")
@@ -79,10 +79,11 @@ class Tally:
         at = mark["at"]
         if at == "begin":
             self._tell_first()
-            self.starts += not self._rolled_back
+            again = bool(mark.get("again"))
+            self.starts += not again
             self._compiles, self._first, self._told = bool(mark.get("compile")), None, False
             self._following = []
-            self._totals["start_up" if self._rolled_back else "down"] += seconds
+            self._totals["start_up" if again else "down"] += seconds
         elif at == "step":
             self._step(mark, seconds)
         elif at in ("start", "resume"):
@@ -98,7 +99,6 @@ class Tally:
         else:
             self._totals[self._cause(at, mark)] += seconds
         self._saving = seconds if at == "saved" else 0.0
-        self._rolled_back = at == "rollback"
 
     def seconds(self) -> dict[str, float]:
         """Seconds by cause; their sum is the time from the first mark to the newest."""

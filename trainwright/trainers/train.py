@@ -94,16 +94,17 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
             return
         task = Pretraining(recipe, ranks)
         process = Process(recipe, folder, ranks, ranks.aside(), platform, where, Wishes(), observers)
-        while not _train(process, task, _begin(process, task, start), health):
+        again = False
+        while not _train(process, task, _begin(process, task, start, again), health):
             gc.collect()  # the model that went wrong leaves its memory to the next
             where.begin_again()
-            start, health = find_start(recipe, ranks, again=True), None
+            start, health, again = find_start(recipe, ranks, again=True), None, True
         if ranks.first:
             print(f"report={folder / 'report.html'}", flush=True)
 
 
-def _begin(process: Process, task: Task, start: Start) -> Attempt:
-    """Build what trains from `start`, and open the run's folder."""
+def _begin(process: Process, task: Task, start: Start, again: bool) -> Attempt:
+    """Build what trains from `start`, and open the run's folder. again: after a rollback."""
     recipe, folder, ranks, where = process.recipe, process.folder, process.ranks, process.where
     stepper, parameters = build_stepper(recipe, task, ranks, process.platform, start.checkpoint)
     config = config_text(recipe, process.platform.describe())
@@ -117,7 +118,7 @@ def _begin(process: Process, task: Task, start: Start) -> Attempt:
     # A save may take longer than a step's bound.
     saves = Passing(where, "save"), checkpoints, Passing(where, "observers")
     watching = Observers([Pace(where, ranks), *said, *saves, *process.observers])
-    run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit)
+    run = Run(recipe, folder, task.total_steps(), parameters, ranks.size, watching.emit, again)
     return Attempt(start, run, stepper, checkpoints, watching)
 
 
@@ -236,6 +237,9 @@ def _make_steps(
             total_steps=attempt.run.total_steps,
         )
     except RollBack as back:
+        attempt.run.emit(
+            "rollback_begun", step=back.step
+        )  # before a save is waited for, which is another cause
         _drop_checkpoints(process, attempt.checkpoints, back)
         return back.with_traceback(None)  # which would keep the model
     _finish(process, task, attempt, validation)

@@ -22,6 +22,7 @@ class Run:
     parameters: int
     ranks: int
     emit: Callable[..., None]  # emit("checkpoint", step=100, path=...): an event, to every observer
+    again: bool = False  # after a rollback, in the same process
 
 
 class Observer:

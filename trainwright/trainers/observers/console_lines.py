@@ -30,7 +30,11 @@ FORMATS = {
 }
 
 
-QUIET = ("checkpoint_begun", "ranks")  # events for the file: another one follows where there is news
+QUIET = (
+    "checkpoint_begun",
+    "rollback_begun",
+    "ranks",
+)  # events for the file: another one follows where there is news
 
 
 class ConsoleLines(Observer):

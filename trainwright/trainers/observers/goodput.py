@@ -16,6 +16,8 @@ _CLOCK = time.time() - time.monotonic()
 _IMPORTED = time.monotonic()
 _process_is_taken = False  # a process that trains a second time didn't begin for that
 
+MARKED = {"validation": "validation", "sample": "sample", "rollback_begun": "rollback"}  # by event
+
 
 class Goodput(Observer):
     """Writes a mark for each step and each event that took time, and sums at checkpoints and at the stop."""
@@ -37,7 +39,8 @@ class Goodput(Observer):
         # A process that stood ready before the one before it died trained nothing until then. A last mark that
         # is still to come is of a clock that was set back since.
         began = max(self.began, last) if last is not None and last <= now else self.began
-        self._mark("begin", t=began, compile=run.recipe.train.compile)
+        again = {"again": True} if run.again else {}
+        self._mark("begin", t=began, compile=run.recipe.train.compile, **again)
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
         validated = {"validated": True} if "val_loss" in metrics else {}
@@ -60,8 +63,8 @@ class Goodput(Observer):
             # A save that ended beside the training took no time from it.
             self._mark("saved" if fields.get("waited") else "written")
             self._write()
-        elif event in ("validation", "sample", "rollback"):
-            self._mark(event)
+        elif event in MARKED:
+            self._mark(MARKED[event])
         elif event == "stop":
             self._mark("stop", reason=fields.get("reason"))
             self._write()

@@ -30,6 +30,7 @@ NOT_MARKED = (
     "validation",
     "sample",
     "checkpoint_begun",
+    "rollback_begun",
     "ranks",
 )  # they begin the axis, or stand elsewhere on the page
 MARK_STYLES = {
