@@ -250,8 +250,8 @@ def _precision(recipe: Recipe) -> Iterator[str]:
     beta1 = recipe.optim.beta1
     if mode in ("bf16", "bf16_sr") and 1 - beta1 < 2**-8:  # half of what a bf16 number's last bit can be worth
         yield (
-            f"optim.beta1={beta1} would lose the first moment's decay, which precision={mode} rounds to nearest: "
-            "use at most 0.996, or precision=mixed"
+            f"optim.beta1={beta1} would lose the first moment's decay, which precision={mode} rounds to "
+            "nearest: use at most 0.996, or precision=mixed"
         )
 
 
