@@ -1,15 +1,16 @@
 """Weights in bf16 on many ranks: the bits of their rounding, and in what their gradients are added up."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.ranks import RankPool
 from tests.trainers.parallel.test_shards import SMALL
 from trainwright.configs.compose import load_recipe
-from trainwright.configs.schema import OptimConfig, ParallelConfig
+from trainwright.configs.schema import OptimConfig, ParallelConfig, Recipe
 from trainwright.models.counter_random import key_of, normal
 from trainwright.models.init import init_weights
 from trainwright.models.llama import Llama
@@ -20,6 +21,7 @@ from trainwright.trainers.facts import count_all
 from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import open_ranks
 from trainwright.trainers.parallel.shards import local_pieces
+from trainwright.trainers.parallel.stages import Stages, layers_of_rank
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.precision import Bf16Weights
 from trainwright.trainers.tasks.pretrain import Pretraining
@@ -41,11 +43,16 @@ def drawn_gradient(piece: Piece, name: str, step: int) -> Tensor:
 def updated(parallel: ParallelConfig) -> State:
     """On every rank: three updates with the gradients that every layout has."""
     with open_ranks(parallel, Cpu()) as ranks:
+        recipe = Recipe(model=replace(SMALL, num_hidden_layers=2), parallel=parallel)
+        config, pp = recipe.model, ranks.degrees.pp
         with torch.device("meta"):
-            model = Llama(SMALL).to(torch.bfloat16)
-        parallelize(model, llama_plan(SMALL), llama_units(SMALL), ranks, parallel, torch.bfloat16, Cpu())
+            model: nn.Module = Llama(config)
+            if pp > 1:
+                model = Stages(Llama(config, layers=own) for own in layers_of_rank(recipe, ranks.pp_rank, pp))
+        model.to(torch.bfloat16)
+        parallelize(model, llama_plan(config), llama_units(config), ranks, parallel, torch.bfloat16, Cpu())
         pieces = local_pieces(model)
-        init_weights(pieces, SMALL, seed=3)
+        init_weights(pieces, config, seed=3)
         optimizer = Bf16AdamW(pieces, OptimConfig(), seed=3, stochastic=True)
         for step in range(3):
             optimizer.update({n: drawn_gradient(piece, n, step) for n, piece in pieces.items()}, 1e-4, None)
@@ -66,14 +73,17 @@ def of_whole(piece: Piece, whole: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "parallel"), [(2, {}), (3, {}), (2, {"tp": 2}), (4, {"tp": 2}), (2, {"zero": 0})]
+    ("ranks", "parallel"),
+    [(2, {}), (3, {}), (2, {"tp": 2}), (4, {"tp": 2}), (2, {"zero": 0}), (2, {"pp": 2}), (4, {"pp": 2})],
 )
 def test_the_same_update_is_rounded_to_the_same_bits(
     run_on_ranks: RankPool, ranks: int, parallel: dict[str, int]
 ):
     (alone,) = run_on_ranks(updated, 1, ParallelConfig())
-    for state in run_on_ranks(updated, ranks, ParallelConfig(**parallel)):
-        assert state.keys() == alone.keys()
+    states = run_on_ranks(updated, ranks, ParallelConfig(**parallel))
+    assert {name for state in states for name in state} == alone.keys()
+    for state in states:
+        assert "pp" in parallel or state.keys() == alone.keys()
         for name, pieces in state.items():
             assert len(pieces) == 3
             for piece, (whole, _, _) in zip(pieces, alone[name], strict=True):
