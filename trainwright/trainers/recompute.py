@@ -57,7 +57,7 @@ def recompute_activations(layers: Iterable[nn.Module], mode: str, keep: Sequence
 def _recomputing(forward: Callable[..., Any], extra: dict[str, Any]) -> Callable[..., Any]:
     """`forward`, whose results the backward pass makes again.
 
-    A function of our own, not a `partial`: `torch.compile` passes over `checkpoint` where none of ours calls it.
+    A function of our own, not a `partial`: `torch.compile` passes over `checkpoint` unless ours calls it.
     """
 
     def recomputing(*inputs: Any) -> Any:
