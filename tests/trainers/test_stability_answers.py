@@ -282,7 +282,7 @@ def test_the_ledger_has_what_a_rollback_cost(words: list[str], folder: Path):
     wrong = marks[back]["t"] - marks[back - 1]["t"]
     assert goodput["seconds"]["redone_steps"] == pytest.approx(sum(redone) + wrong, abs=1e-4)
     assert goodput["seconds"]["down"] == 0.0
-    assert at[back : back + 3] == ["rollback", "begin", "resume"]
+    assert [each for each in at[back:] if each != "saved"][:3] == ["rollback", "begin", "resume"]
 
 
 def test_a_save_that_a_rollback_waits_for_does_not_take_the_wrong_step(

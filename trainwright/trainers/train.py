@@ -237,9 +237,8 @@ def _make_steps(
             total_steps=attempt.run.total_steps,
         )
     except RollBack as back:
-        attempt.run.emit(
-            "rollback_begun", step=back.step
-        )  # before a save is waited for, which is another cause
+        # Before a save is waited for: the ledger has that apart from the step that went wrong.
+        attempt.run.emit("rollback_begun", step=back.step)
         _drop_checkpoints(process, attempt.checkpoints, back)
         return back.with_traceback(None)  # which would keep the model
     _finish(process, task, attempt, validation)

@@ -30,11 +30,8 @@ FORMATS = {
 }
 
 
-QUIET = (
-    "checkpoint_begun",
-    "rollback_begun",
-    "ranks",
-)  # events for the file: another one follows where there is news
+# Events for the files: another one follows where there is news.
+QUIET = ("checkpoint_begun", "rollback_begun", "ranks")
 
 
 class ConsoleLines(Observer):
