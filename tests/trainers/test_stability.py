@@ -156,6 +156,20 @@ def test_a_parameter_norm_that_moves_three_times_as_fast_drifts(sign: int):
     assert not judge([1.0] * len(params), walk((220, 1e-3), (60, 2.8e-3)))
 
 
+def test_a_drift_is_told_in_numbers_that_show_it():
+    judged = judge([1.0] * 281, walk((220, 1e-6), (60, 5e-6)))
+    (finding,) = [finding for one in judged.values() for finding in one.findings]
+    assert "at step 241 the parameter norm moves by 5e-06 of itself a step, and 1e-06 was usual" in finding.said
+
+
+def test_the_last_digit_of_a_norm_that_stands_still_is_no_drift():
+    last_digit = 50.0 * (1 + 2.0**-23)
+    params = [50.0] * 220 + [last_digit] * 60
+    assert not judge([1.0] * len(params), params)
+    assert not judge([1.0] * len(params), [50.0] * 220 + [50.0, last_digit] * 30)
+    assert findings(judge([1.0] * len(params), [50.0] * 220 + [50.0, 50.0 * (1 + 1e-6)] * 30))
+
+
 def test_a_pace_that_grows_slowly_is_found_too():
     params = walk(*((20, 1e-4 * 1.1**stretch) for stretch in range(30)))
     ((step, kind, _, _),) = findings(judge([1.0] * len(params), params))

@@ -18,6 +18,7 @@ from trainwright.configs.schema import StabilityConfig
 
 ANSWERS = ("warn", "skip", "rollback", "stop")  # the weakest first
 OF_A_BATCH = ("spike", "nonfinite")  # what the batch of the step may be to blame for
+RESOLUTION = 1e-7  # a change of one digit in a float32 norm, relative: no pace is known any better
 PACES, ENOUGH = 100, 5  # stretches of steps that the parameter norm's pace is held against: at most, at least
 
 
@@ -189,8 +190,8 @@ class Monitor:
         """The parameter norm's pace in the last stretch of `window` steps is above `drift` times the usual.
 
         Its pace is the mean of |relative change| a step, which doesn't come near zero where a growing norm
-        begins to fall; the usual one is the median of the stretches before. Steps of the warm-up don't count,
-        nor do changes beside a spike, whose updates may have been skipped.
+        begins to fall; the usual one is the median of the stretches before, and not below RESOLUTION. Steps
+        of the warm-up don't count, nor do changes beside a spike, whose updates may have been skipped.
         """
         before, self._param_norm = self._param_norm, param_norm if calm else None
         if not before or not calm or step <= self._warmup_steps:
@@ -198,12 +199,13 @@ class Monitor:
         self._moves.append(abs(param_norm / before - 1))
         if len(self._moves) < self.config.window:
             return None
-        pace, usual = statistics.fmean(self._moves), statistics.median(self._paces or [math.inf])
+        pace = statistics.fmean(self._moves)
+        usual = max(RESOLUTION, statistics.median(self._paces or [math.inf]))
         enough = len(self._paces) >= ENOUGH
         self._moves.clear()
         self._paces.append(pace)
         already, self._drifts = self._drifts, enough and pace > self.config.drift * usual
         if already or not self._drifts:
             return None
-        said = f"the parameter norm moves by {pace:.3%} a step at step {step} and {usual:.3%} was usual"
+        said = f"at step {step} the parameter norm moves by {pace:.3g} of itself a step, and {usual:.3g} was usual"
         return self._finding("drift", self.config.on_drift, step, said)
