@@ -159,7 +159,7 @@ def test_a_parameter_norm_that_moves_three_times_as_fast_drifts(sign: int):
 def test_a_drift_is_told_in_numbers_that_show_it():
     judged = judge([1.0] * 281, walk((220, 1e-6), (60, 5e-6)))
     (finding,) = [finding for one in judged.values() for finding in one.findings]
-    assert "at step 241 the parameter norm moves by 5e-06 of itself a step, and 1e-06 was usual" in finding.said
+    assert "at step 241 the parameter norm moves by 5e-06 of itself a step, 1e-06 was usual" in finding.said
 
 
 def test_the_last_digit_of_a_norm_that_stands_still_is_no_drift():

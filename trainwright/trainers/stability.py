@@ -207,5 +207,5 @@ class Monitor:
         already, self._drifts = self._drifts, enough and pace > self.config.drift * usual
         if already or not self._drifts:
             return None
-        said = f"at step {step} the parameter norm moves by {pace:.3g} of itself a step, and {usual:.3g} was usual"
+        said = f"at step {step} the parameter norm moves by {pace:.3g} of itself a step, {usual:.3g} was usual"
         return self._finding("drift", self.config.on_drift, step, said)
