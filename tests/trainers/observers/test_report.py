@@ -255,6 +255,14 @@ def test_the_lengths_of_spikes_are_counted_each_once(page):
     assert Outline(html).open == []
 
 
+def test_spikes_on_either_side_of_a_rollback_are_two_and_one_without_a_height_is_none(page):
+    spike = event("spike", step=8, length=1, height=3.0)
+    broken = [event("spike", step=9, length=1, height=height) for height in (None, float("inf"))]
+    restart, rollback = event("resume", step=5), event("rollback", step=8, began=8)
+    html = page(metrics=[line(9)], events=[spike, restart, spike, rollback, restart, spike, *broken])
+    assert "2 in all" in html
+
+
 def test_a_run_that_was_rolled_back_to_its_beginning_keeps_its_spikes(tmp_path, page):
     events = [event("start"), event("spike", step=1, length=1), event("rollback", step=1, began=1)]
     html = page(metrics=[line(1)], events=[*events, event("start")])

@@ -274,8 +274,17 @@ def _marks(run: RunRecord) -> Iterator[Mark]:
 
 
 def _spikes(run: RunRecord) -> str:
-    """How long the spikes of the gradient norm were; one that was gone through again counts once."""
-    spikes = {event.get("step"): event for event in run.of_kind("spike") if type(event.get("length")) is int}
+    """How long the spikes of the gradient norm were.
+
+    One that a restart went through again counts once; after a rollback the step has another batch. Those of
+    numbers that weren't finite aren't spikes of a height.
+    """
+    spikes: dict[tuple[int, Any], Event] = {}
+    rollbacks = 0
+    for event in run.events:
+        rollbacks += event.get("event") == "rollback"
+        if event.get("event") == "spike" and type(event.get("length")) is int and _is_high(event):
+            spikes[rollbacks, event.get("step")] = event
     if not spikes:
         return ""
     counts = dict.fromkeys(range(len(LENGTHS) + 1), 0)
@@ -288,6 +297,11 @@ def _spikes(run: RunRecord) -> str:
     named = dict(zip([*names, f"over {LENGTHS[-1]}"], counts.values(), strict=True))
     figure = bars("Lengths of the spikes", f"steps; {len(spikes):,} in all", named)
     return f'<h2>Spikes of the gradient norm</h2><div class="plots">{figure}</div>'
+
+
+def _is_high(spike: Event) -> bool:
+    height = spike.get("height")
+    return type(height) in (int, float) and bool(np.isfinite(height))
 
 
 def _sample(run: RunRecord) -> str:
