@@ -128,6 +128,7 @@ def test_before_the_first_checkpoint_a_rollback_goes_to_the_beginning(words: lis
     status, trained = run([*words, "resume=none"], {3: math.nan})
     assert status == 0
     assert not folder.with_name("tiny.1").exists()
+    assert len(events(folder, "initial_norm")) == 1
     rolled_back(words, folder, trained, [3], to=0)
 
 

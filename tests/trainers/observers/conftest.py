@@ -32,10 +32,11 @@ def progress_at(step):
 def drive(tmp_path):
     """Drive an observer through steps as the loop does; a resumed run is a second call with first > 1."""
 
-    def steps(observer: Observer, first=1, last=5, total=5, stop="done", events=(), **more):
+    def steps(observer: Observer, first=1, last=5, total=5, stop="done", events=(), again=False, **more):
         recipe = Recipe()
         recipe.run.name = "a run"
-        observer.on_start(Run(recipe, tmp_path, total, 5_900_000, 1, observer.on_event), progress_at(first - 1))
+        run = Run(recipe, tmp_path, total, 5_900_000, 1, observer.on_event, again)
+        observer.on_start(run, progress_at(first - 1))
         for event, fields in events:
             observer.on_event(event, fields)
         for step in range(first, last + 1):

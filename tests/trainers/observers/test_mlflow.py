@@ -79,6 +79,13 @@ def test_a_run_from_the_start_is_a_new_one(store, drive):
     assert list(store.runs) == ["run0", "run1"]
 
 
+def test_a_run_that_is_rolled_back_to_its_beginning_is_the_same(store, drive):
+    observer = MLflow()
+    drive(observer, last=1, stop="rolled back: a spike")
+    drive(observer, last=1, again=True)
+    assert list(store.runs) == ["run0"]
+
+
 def test_events_are_tags_within_the_limit(store, drive):
     drive(MLflow(), last=1, events=[("sample", {"text": "x" * 9000})])
     ((name, value),) = next(batch[3] for batch in store.batches if batch[3])

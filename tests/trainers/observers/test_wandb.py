@@ -31,6 +31,13 @@ def wandb(fake_module):
     return told
 
 
+def test_a_run_that_is_rolled_back_to_its_beginning_overwrites_nothing(wandb, drive):
+    observer = WandB()
+    drive(observer, last=1, stop="rolled back: a spike")
+    drive(observer, last=1, again=True)
+    assert [init["resume"] for init in wandb.inits] == [None, "allow"]
+
+
 def test_a_resumed_run_keeps_its_id_and_draws_against_the_step(wandb, drive):
     drive(WandB(), last=3, stop="SIGTERM")
     drive(WandB(), first=3, last=4)

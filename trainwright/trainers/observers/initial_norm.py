@@ -14,7 +14,7 @@ class InitialNorm(Observer):
         self.run = run
 
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
-        if progress.step != 1:
+        if progress.step != 1 or self.run.again:
             return
         model = self.run.recipe.model
         said = {"param_norm": metrics["param_norm"]}

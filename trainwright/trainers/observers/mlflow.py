@@ -35,7 +35,7 @@ class MLflow(Observer):
 
     def on_start(self, run: Run, progress: Progress) -> None:
         try:
-            self._open(run, resumed=progress.step > 0)
+            self._open(run, resumed=progress.step > 0 or run.again)
         except ModuleNotFoundError as error:  # MLflow's default is a local database, the extra only its client
             raise BadRequest(
                 f"monitor.mlflow=true with a store on this machine needs the package {error.name}: "

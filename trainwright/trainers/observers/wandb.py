@@ -34,7 +34,7 @@ class WandB(Observer):
                 name=name,
                 id=run_id(name),
                 # Without a checkpoint the run starts over, and W&B overwrites a run of the same id.
-                resume="allow" if progress.step else None,
+                resume="allow" if progress.step or run.again else None,
                 dir=str(run.folder),
                 config={**asdict(run.recipe), "parameters": run.parameters},
             )
