@@ -43,7 +43,7 @@ def newest_whole(
     Raises:
         RunFailed: one can't be read, which doesn't show that it is damaged.
     """
-    names = read_together(lambda: _found(folder) if ranks.first else [], folder, ranks)[0]
+    names: list[str] = read_together(lambda: _found(folder) if ranks.first else [], folder, ranks)[0]
     for name in reversed([name for name in names if step_of(name) < before]):
         wrong = fault(folder / name, ranks)
         if wrong is None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from bisect import bisect_left
@@ -301,7 +302,7 @@ def _spikes(run: RunRecord) -> str:
 
 def _is_high(spike: Event) -> bool:
     height = spike.get("height")
-    return type(height) in (int, float) and bool(np.isfinite(height))
+    return isinstance(height, int | float) and math.isfinite(height)
 
 
 def _sample(run: RunRecord) -> str:
