@@ -44,9 +44,7 @@ class Hung:
                 os.kill(pid, signal.SIGUSR2)
             elif late >= LOOKS + LOOKS_FOR_STACKS:
                 os.kill(pid, signal.SIGKILL)
-                with suppress(
-                    OSError, ValueError, KeyError
-                ):  # a full disk, a torn verdict
+                with suppress(OSError, ValueError, KeyError):  # a full disk, a torn verdict
                     _say_why(path.with_suffix(".json"))
                 path.unlink()
 
