@@ -11,7 +11,7 @@ from trainwright import cli
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.platform.choose import choose_platform
 
 RANK = int(os.environ["RANK"])
 

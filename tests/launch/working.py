@@ -16,7 +16,7 @@ from trainwright import cli
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadNode, BadRequest, NumericalFailure, Preempted, RunFailed
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.platform.choose import choose_platform
 
 ERRORS = {error.status: error for error in (BadRequest, NumericalFailure, BadNode, RunFailed)}
 STEP_S = 0.1

@@ -260,7 +260,7 @@ class Recipe:
     """A whole run."""
 
     seed: int = 0
-    platform: str = one_of("auto", "cpu", "cuda")
+    platform: str = one_of("auto", "cpu", "cuda", "neuron")
     resume: str = "auto"  # auto: the newest checkpoint of the run; none: afresh; or a checkpoint's folder
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -25,8 +25,8 @@ from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.parallel.shards import local_pieces
 from trainwright.trainers.parallel.stages import Stages, layers_of_rank
-from trainwright.trainers.platform import choose_platform
 from trainwright.trainers.platform.base import Platform
+from trainwright.trainers.platform.choose import choose_platform
 from trainwright.trainers.precision import PRECISIONS, REDUCES
 from trainwright.trainers.resilience.pace import Pace
 from trainwright.trainers.resilience.watchdog import Passing, Watchdog

@@ -3,8 +3,8 @@ import torch
 
 from trainwright.errors import BadRequest
 from trainwright.models.attention import KERNELS
-from trainwright.trainers.platform import PLATFORMS, choose_platform
 from trainwright.trainers.platform.base import Platform
+from trainwright.trainers.platform.choose import PLATFORMS, choose_platform
 
 
 def test_auto_takes_what_is_there():

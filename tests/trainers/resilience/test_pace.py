@@ -7,7 +7,7 @@ from tests.ranks import RankPool
 from trainwright.configs.schema import ParallelConfig, Recipe
 from trainwright.trainers.observers.base import Progress, Run
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
-from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.platform.choose import choose_platform
 from trainwright.trainers.resilience import pace
 from trainwright.trainers.resilience.pace import Pace
 from trainwright.trainers.resilience.whereabouts import Whereabouts

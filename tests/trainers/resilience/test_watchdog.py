@@ -14,7 +14,7 @@ import torch
 from tests.ranks import RankPool
 from trainwright.configs.schema import ParallelConfig, ResilienceConfig
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
-from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.platform.choose import choose_platform
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.resilience import beats, watchdog, whereabouts
 from trainwright.trainers.resilience.stacks import all_stacks, collective, place

@@ -9,7 +9,7 @@ from rich.table import Table
 from trainwright.configs.schema import Recipe
 from trainwright.trainers.health.check import CHECKS, Health, examine, require
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.platform import choose_platform
+from trainwright.trainers.platform.choose import choose_platform
 
 
 def health(recipe: Recipe) -> None:

@@ -39,6 +39,10 @@ class Platform(ABC):
     product_size = 2048  # rows of the matrix that is multiplied
     buffer_bytes = 1 << 28  # of the all-reduce that is timed
 
+    @classmethod
+    def register(cls) -> None:
+        """Let torch know of the device, where it doesn't by itself."""
+
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""
 
