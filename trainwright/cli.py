@@ -1,12 +1,13 @@
 """The front door: `trainwright VERB ...`. Verbs are imported when called, so help needs no torch."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainwright import verdict
 from trainwright.errors import INTERRUPTED, BadRequest, TrainwrightError
@@ -35,7 +36,7 @@ VERBS = {
     "plan": Verb(
         "work out what a run would do on machines that aren't at hand",
         "",  # as launch: its second word has one
-        "trainwright plan goodput cluster.nodes=128 plan.measured=runs/mine",
+        "trainwright plan recipe=llama2_7b cluster=trn1.32xlarge cluster.nodes=128",
     ),
     "launch": Verb(
         "start a run's ranks, keep them going, and end with a status to act on",
@@ -43,6 +44,9 @@ VERBS = {
         "trainwright launch torchrun launch.procs_per_node=2 train.steps=20",
     ),
 }
+
+# The verbs that compute on a device: its libraries read the environment while their module imports torch.
+ON_A_DEVICE = ("train", "health")
 
 # Where `launch` starts a run: its second word.
 TARGETS = {
@@ -53,12 +57,27 @@ TARGETS = {
     ),
 }
 
-# What `plan` works out: its second word.
+# What `plan` works out: its second word; the first where a recipe comes at once.
 SUBJECTS = {
+    "layout": Verb(
+        "the memory, the traffic and the time of a step, and what they cost",
+        "trainwright.trainers.plan.layout_verb:plan_layout",
+        VERBS["plan"].example,
+    ),
+    "search": Verb(
+        "the layouts that a cluster can run, the fastest first, and why the others can't be",
+        "trainwright.trainers.plan.search_verb:plan_search",
+        "trainwright plan search recipe=llama2_7b cluster=trn1.32xlarge cluster.nodes=128",
+    ),
+    "scaling": Verb(
+        "how much of a node's pace is left on more of them",
+        "trainwright.trainers.plan.scaling_verb:plan_scaling",
+        "trainwright plan scaling recipe=llama2_7b cluster=trn1.32xlarge cluster.nodes=256",
+    ),
     "goodput": Verb(
         "how far apart saves should be, and how much of a long run trains the model",
         "trainwright.trainers.plan.goodput_verb:plan_goodput",
-        VERBS["plan"].example,
+        "trainwright plan goodput cluster.nodes=128 plan.measured=runs/mine",
     ),
 }
 
@@ -138,7 +157,7 @@ def _completion_words(words: list[str]) -> list[str]:
     """
     program, *typed = os.environ.get("COMP_LINE", "trainwright").split(" ")
     if typed[:1] in (["launch"], ["plan"]):  # another word to take out, and the same keys
-        typed = ["train", *typed[2:]]
+        typed = ["train", *typed[2 if typed[1:2] and "=" not in typed[1] else 1 :]]
     verb = typed[0] if typed and typed[0] in VERBS else "train"
     os.environ["COMP_LINE"] = " ".join([program, *(typed[1:] if verb in typed[:1] else typed)])
     return [verb, *words]
@@ -167,26 +186,42 @@ def _asks_for_help(verb: str, kind: str, choices: dict[str, Verb], words: list[s
     return False
 
 
+def _with_subject(words: list[str]) -> list[str]:
+    """The words after `plan`, with its subject where they begin with the recipe; --rehearse as a key."""
+    words = ["plan.rehearse=true" if word == "--rehearse" else word for word in words]
+    asks = words[:1] in (["-h"], ["--help"])
+    return ["layout", *words] if words and not asks and re.match(r"[-+~]|.*=", words[0]) else words
+
+
 def _run(name: str, words: list[str], debug: bool) -> None:
     if name not in VERBS:
         raise BadRequest(f"{name} is not a verb of trainwright: {', '.join(VERBS)} are")
     chosen = VERBS[name]
+    options: dict[str, Any] = {}
     if name == "plan":
+        words = _with_subject(words)
         if _asks_for_help("plan", "subject", SUBJECTS, words):
             return
+        from trainwright.configs import planned
+
         subject, *words = words
         name, chosen = f"plan {subject}", SUBJECTS[subject]
+        worlds = planned.planned_worlds if subject == "layout" else planned.any_world
+        options = {"worlds": worlds, "planned": True}
     from trainwright.configs.compose import run_with_recipe
     from trainwright.configs.schema import Recipe
+    from trainwright.trainers.platform.environment import set_environment
 
     module, function = chosen.target.split(":")
 
     def job(recipe: Recipe) -> None:
         with _one_speaker(debug):  # inside Hydra, which would print a preamble on every rank
+            if name in ON_A_DEVICE:
+                set_environment(recipe)
             verb: Callable[[Recipe], None] = getattr(import_module(module), function)
             verb(recipe)
 
-    run_with_recipe(job, name, words)
+    run_with_recipe(job, name, words, **options)
 
 
 def _launch(words: list[str], debug: bool) -> int:

@@ -26,13 +26,14 @@ from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceCo
 from trainwright.errors import BadRequest
 
 
-def check_recipe(recipe: Recipe, worlds: Sequence[int] | None = None) -> None:
+def check_recipe(recipe: Recipe, worlds: Sequence[int] | None = None, *, planned: bool = False) -> None:
     """Raise BadRequest with every sentence that a check has to say.
 
     worlds: each number of ranks that the run may come to have; the launcher's, if there is one, unless given.
+    planned: nothing will be read, so the data needn't be there.
     """
-    said = [sentence for check in CHECKS for sentence in check(recipe)]
-    said += _layout(recipe, worlds)
+    said = [sentence for check in CHECKS if not (planned and check is _sources) for sentence in check(recipe)]
+    said += check_layout(recipe, worlds)
     if said:
         raise BadRequest("; ".join(said))
 
@@ -85,6 +86,8 @@ POSITIVE = [
     "parallel.ep",
     "launch.procs_per_node",
     "cluster.nodes",
+    "cluster.ranks_per_node",
+    "cluster.ranks_per_group",
     "plan.runs",
 ]
 
@@ -130,6 +133,12 @@ RANGES = (
     ("launch.relaunches", 0, math.inf),
     ("launch.shutdown_s", 0.0, math.inf),
     ("cluster.failures_per_node_hour", 0.0, math.inf),
+    *((f"cluster.{key}", 1e-6, math.inf) for key in ("memory_gib", "peak_tflops", "network_gb_s")),
+    *((f"cluster.{key}", 1e-6, math.inf) for key in ("group_gb_s", "node_gb_s")),
+    *((f"cluster.{key}", 1e-6, 1.0) for key in ("attainable", "reached")),
+    ("cluster.overlap", 0.0, 1.0),
+    *((f"cluster.{key}", 0.0, math.inf) for key in ("reserved_gib", "usd_per_hour")),
+    *((f"cluster.{key}", 0.0, math.inf) for key in ("node_latency_us", "network_latency_us")),
     *((f"plan.{part}_s", 0.0, math.inf) for part in ("stall", "slow", "save", "load")),
     *((f"plan.{part}_s", 0.0, math.inf) for part in ("start", "rendezvous", "detect", "hang")),
     ("plan.step_s", 1e-6, math.inf),
@@ -182,6 +191,24 @@ def _stability(recipe: Recipe) -> Iterator[str]:
         for key in ("on_spike", "on_persistent", "on_nonfinite"):
             if getattr(stability, key) == "rollback":
                 yield f"stability.{key}=rollback has no checkpoint to go back to: give checkpoint.every"
+
+
+def no_shared_cache(device: str) -> str:
+    """The sentence that refuses `compile_cache.shared`."""
+    return (
+        f"compile_cache.shared goes with platform=neuron: on {device} nothing reads through one folder to "
+        "another; name a folder in compile_cache.dir"
+    )
+
+
+def _compile_cache(recipe: Recipe) -> Iterator[str]:
+    """Of platform=auto it is said where the device is known."""
+    cache = recipe.compile_cache
+    if cache.shared is not None and recipe.platform in ("cpu", "cuda"):
+        yield no_shared_cache(recipe.platform)
+    for key in ("dir", "shared"):
+        if "://" in (getattr(cache, key) or ""):
+            yield f"compile_cache.{key}={getattr(cache, key)} must be a folder: compilers know of no URLs"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
@@ -307,7 +334,8 @@ def _missing(key: str, path: str) -> Iterator[str]:
         yield f"{key}: {path} doesn't exist"
 
 
-def _layout(recipe: Recipe, worlds: Sequence[int] | None) -> Iterator[str]:
+def check_layout(recipe: Recipe, worlds: Sequence[int] | None = None) -> Iterator[str]:
+    """What is wrong with the degrees of parallelism; worlds: as in `check_recipe`."""
     parallel = recipe.parallel
     if parallel.ep > 1:
         yield f"parallel.ep={parallel.ep}: this version has no expert parallelism yet; set parallel.ep=1"
@@ -461,6 +489,7 @@ CHECKS = (
     _ranges,
     _saving,
     _stability,
+    _compile_cache,
     _run,
     _model,
     _batch,

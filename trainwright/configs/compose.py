@@ -35,12 +35,19 @@ ConfigStore.instance().store(name="schema", node=Recipe)
 # The layout is left out too: it never changes the run, which goes on under another one.
 NOT_IN_THE_NAME = (
     *("run", "resume", "monitor", "checkpoint", "parallel"),
-    *("resilience", "stability", "health", "launch", "cluster", "plan"),
+    *("resilience", "stability", "health", "compile_cache", "launch", "cluster", "plan"),
 )
 
 
-def load_recipe(overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    overrides: Sequence[str] = (),
+    worlds: Callable[[Recipe], Sequence[int]] | None = None,
+    *,
+    planned: bool = False,
+) -> Recipe:
     """The checked recipe that `overrides` (the command line's words) describe.
+
+    worlds, planned: as `run_with_recipe` takes them.
 
     Raises:
         BadRequest: an unknown key or option, a value of the wrong type, or a recipe that can't run.
@@ -50,7 +57,7 @@ def load_recipe(overrides: Sequence[str] = ()) -> Recipe:
         name = config.hydra.runtime.choices.recipe
         with open_dict(config):
             del config["hydra"]
-        return _to_recipe(config, name)
+        return _to_recipe(config, name, worlds, planned)
 
 
 def run_with_recipe(
@@ -58,15 +65,18 @@ def run_with_recipe(
     verb: str,
     argv: Sequence[str],
     worlds: Callable[[Recipe], Sequence[int]] | None = None,
+    *,
+    planned: bool = False,
 ) -> None:
     """Run `job` under Hydra's own command line: overrides, --cfg, --help, --multirun, completion.
 
-    `argv` is what follows `verb`. worlds: what `check_recipe` takes, of a verb that starts the ranks itself.
+    `argv` is what follows `verb`. worlds: what `check_recipe` takes, of a verb that starts the ranks itself or
+    knows of them. planned: as in `check_recipe`.
     """
 
     def entry(config: DictConfig) -> None:
         try:
-            job(_to_recipe(config, HydraConfig.get().runtime.choices["recipe"], worlds))
+            job(_to_recipe(config, HydraConfig.get().runtime.choices["recipe"], worlds, planned))
         except TrainwrightError as error:
             raise _PastHydra(error) from error
 
@@ -110,11 +120,14 @@ def hydra_words(words: Sequence[str]) -> list[str]:
 
 
 def _to_recipe(
-    config: DictConfig, recipe_name: str | None, worlds: Callable[[Recipe], Sequence[int]] | None = None
+    config: DictConfig,
+    recipe_name: str | None,
+    worlds: Callable[[Recipe], Sequence[int]] | None = None,
+    planned: bool = False,
 ) -> Recipe:
     recipe = cast(Recipe, OmegaConf.to_object(config))
     _take_from_pretrained(recipe)
-    check_recipe(recipe, worlds(recipe) if worlds else None)
+    check_recipe(recipe, worlds(recipe) if worlds else None, planned=planned)
     if recipe.run.name is None:
         recipe.run.name = default_run_name(recipe, recipe_name or "default")
     return recipe
@@ -167,7 +180,8 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str:
         return f"{where} takes a value of type {config.group(2).lower()}, not {config.group(1)!r}"
     if merged := re.search(r"Error merging override ([^=\s]+)=(\S+)", text):
         key, value = merged.groups()
-        hint = f" takes a list: {key}=[{value}]" if value[0] not in "[{" else f" doesn't take {value}"
+        listed = value[0] not in "[{" and value != "null"
+        hint = f" takes a list: {key}=[{value}]" if listed else f" doesn't take {value}: give it a value"
         return key + hint
     if "Ambiguous value" in text:
         return "several values for one key, as in key=1,2, are a sweep: add --multirun"

@@ -202,6 +202,14 @@ class HealthConfig:
 
 
 @dataclass
+class CompileCacheConfig:
+    """Where compiled graphs are kept, so that a restart finds them."""
+
+    dir: str | None = None  # on the node's own disk; below the folder for temporary files unless given
+    shared: str | None = None  # neuron: a folder of all nodes, read where the node's own lacks a graph
+
+
+@dataclass
 class LaunchConfig:
     """How `trainwright launch torchrun` starts the ranks of a node."""
 
@@ -215,17 +223,35 @@ class LaunchConfig:
 
 @dataclass
 class ClusterConfig:
-    """The machines that a long run is planned for."""
+    """The machines that a run is planned for; `cluster=NAME` describes one kind of them (docs/planning.md)."""
 
     nodes: int | None = None  # those that the run has unless given
     failures_per_node_hour: float = 1.6e-4  # Llama 3's 419 in 54 days on 2,048 nodes (arXiv 2407.21783)
+    instance: str | None = None  # what a node is called
+    platform: str = one_of("cpu", "cuda", "neuron")  # of its devices
+    ranks_per_node: int | None = None
+    ranks_per_group: int | None = None  # of a node's those that a faster link joins, as those of a chip
+    memory_gib: float | None = None  # of a rank
+    reserved_gib: float = 1.0  # of that, what drivers and communication take: an assumption
+    peak_tflops: float | None = None  # of a rank: 10^12 dense bf16 operations a second
+    attainable: float = 0.5  # the share of that peak that a step's matrix products come to
+    overlap: float = 0.8  # of their time, the share beside which data-parallel ranks communicate for nothing
+    group_gb_s: float | None = None  # of a rank to others of its group, one way
+    node_gb_s: float | None = None  # to others of its node
+    network_gb_s: float | None = None  # of a node to others
+    reached: float = 0.8  # the share of these that large collectives come to: an assumption
+    node_latency_us: float = 5.0  # of a hop inside the node: an assumption
+    network_latency_us: float = 20.0  # and between nodes
+    usd_per_hour: float | None = None  # of a node
+    priced: str | None = None  # how, where and when
 
 
 @dataclass
 class PlanConfig:
-    """What `trainwright plan` reckons with; null: from `measured`, scaled by the rules of docs/recovery.md."""
+    """What `trainwright plan` does; of `goodput`, null: from `measured`, by the rules of docs/recovery.md."""
 
     dir: str = "."  # where the page and the JSON go
+    rehearse: bool = False  # besides build the model and its step for all ranks, without memory (--rehearse)
     measured: str | None = None  # a JSON file of benchmarks/recovery.py, or a run's folder
     stall_s: float | None = None  # that a save holds the loop
     slow_s: float | None = None  # that the steps beside a save take longer, all together
@@ -274,6 +300,7 @@ class Recipe:
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    compile_cache: CompileCacheConfig = field(default_factory=CompileCacheConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -43,7 +43,7 @@ BEGIN = {True: ("all_gather", "reduce_scatter"), False: (None, "all_reduce")}
 END = {True: ("reduce_scatter", "all_gather"), False: ("all_reduce", None)}
 
 FP32 = 4
-FACTS = 9  # float32 numbers, see `facts.agree`
+FACTS = 12  # float32 numbers, see `facts.agree`
 
 
 class Traffic(NamedTuple):
@@ -132,8 +132,8 @@ def _parts(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[Part]:
     return parts
 
 
-def orders_of_work(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[str]:
-    """Of each of a rank's stages the order of its forward passes (F) and backward passes (B) in a step.
+def work_of_rank(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[tuple[int, str]]:
+    """A rank's forward passes (F) and backward passes (B) of a step in order, each with which of its stages.
 
     A rank is so many forward passes ahead that the first backward pass reaches it when they are done, twice as
     many where stages are interleaved (arXiv 2104.04473); then they alternate. It takes each of its stages as
@@ -144,13 +144,20 @@ def orders_of_work(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[str]:
     in_a_row = count // max(1, count // degrees.pp)
     hops = (2 if parallel.pp_schedule == "interleaved_1f1b" else 1) * (degrees.pp - 1 - pp_rank)
     ahead = min((stages - 1) * in_a_row + hops, count * stages)
-    orders = [""] * stages
+    work = []
     for turn in range(count * stages + ahead):
         if turn < count * stages:
-            orders[turn // in_a_row % stages] += "F"
+            work.append((turn // in_a_row % stages, "F"))
         if turn >= ahead:
-            orders[stages - 1 - (turn - ahead) // in_a_row % stages] += "B"
-    return orders
+            work.append((stages - 1 - (turn - ahead) // in_a_row % stages, "B"))
+    return work
+
+
+def orders_of_work(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[str]:
+    """The order of `work_of_rank` for each of a rank's stages."""
+    stages = stages_per_rank(recipe.parallel) if degrees.pp > 1 else 1
+    work = work_of_rank(recipe, degrees, pp_rank)
+    return ["".join(kind for own, kind in work if own == stage) for stage in range(stages)]
 
 
 def _together(traffic: Iterable[Traffic]) -> list[Traffic]:

@@ -2,19 +2,17 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from trainwright.configs.schema import Recipe
-from trainwright.errors import BadRequest
 from trainwright.trainers.observers.json_lines import to_line
+from trainwright.trainers.plan.files import write
 from trainwright.trainers.plan.goodput import daly_interval, young_interval
 from trainwright.trainers.plan.goodput_outlook import AUTOMATIC, BY_HAND, GOAL, Plan, plan
 from trainwright.trainers.plan.goodput_page import RATE_HEAD, page, rate_row
-from trainwright.trainers.plan.wording import percent, spoken
+from trainwright.trainers.plan.wording import percent, spoken, table
 
 
 def plan_goodput(recipe: Recipe) -> None:
@@ -25,15 +23,8 @@ def plan_goodput(recipe: Recipe) -> None:
     """
     made = plan(recipe)
     print("\n".join(lines(made)))
-    folder = Path(recipe.plan.dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("html", page(made)), ("json", json.dumps(as_json(made), indent=2) + "\n")):
-            fresh = folder / f"goodput_plan.{name}.new"
-            fresh.write_text(text, encoding="utf-8")
-            os.replace(fresh, folder / f"goodput_plan.{name}")
-    except OSError as error:
-        raise BadRequest(f"plan.dir={folder} can't be written to ({error}): name another folder") from error
+    texts = {"html": page(made), "json": json.dumps(as_json(made), indent=2) + "\n"}
+    folder = write(recipe.plan.dir, {f"goodput_plan.{end}": text for end, text in texts.items()})
     print(f"plan={folder / 'goodput_plan.html'}")
 
 
@@ -72,13 +63,6 @@ def lines(made: Plan) -> Iterator[str]:
         if 0 < room < math.inf:
             yield f"restarts could take {spoken(room)} longer and it would still be {percent(share)}"
     yield f"published for 128 trn1.32xlarge: {AUTOMATIC} % with automatic recovery, {BY_HAND} % by hand"
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """`rows` under `head`, in columns."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def as_json(made: Plan) -> dict[str, Any]:

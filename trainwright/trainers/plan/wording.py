@@ -1,6 +1,7 @@
 """How a plan's numbers are written, on the console and on the page."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 from trainwright.trainers.observers.time_left import duration
 from trainwright.trainers.plan.goodput_outlook import HOUR
@@ -20,3 +21,25 @@ def spoken(seconds: float) -> str:
 def percent(share: float) -> str:
     """`98.81 %`."""
     return f"{100 * share:.2f} %"
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """`rows` under `head`, in columns."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def gib(size: float) -> str:
+    """`12.34 GiB`."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def words(**pairs: object) -> str:
+    """`key=value key=value`, for a log; a value with spaces in quotes."""
+    return " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f'"{text}"' if " " in text else text
