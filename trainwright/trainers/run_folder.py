@@ -3,8 +3,10 @@
 import importlib.metadata
 import os
 import platform as host
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -13,6 +15,7 @@ from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.checkpoint.place import Place, place
 from trainwright.trainers.parallel.ranks import Ranks
+from trainwright.trainers.platform.environment import in_force
 
 PACKAGES = ("torch", "numpy", "hydra-core", "tokenizers", "safetensors", "datasets")
 
@@ -42,11 +45,11 @@ def checkpoint_folder(recipe: Recipe) -> Place:
 
 
 def config_text(recipe: Recipe, device: str) -> str:
-    """config.yaml: the resolved recipe, with the versions of everything that ran it."""
+    """config.yaml: the resolved recipe, with versions of everything that ran it, and its environment."""
     versions = {"trainwright": __version__, "python": host.python_version(), "device": device}
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
-    return OmegaConf.to_yaml({**asdict(recipe), "versions": versions})
+    return OmegaConf.to_yaml({**asdict(recipe), "versions": versions, "environment": in_force(recipe.platform)})
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -106,3 +109,28 @@ def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: 
                 f"the checkpoint {checkpoint} was made with {key}={was} and the recipe says {asked}: keep the "
                 "value, or start afresh with another run.name"
             )
+
+
+# What a run may differ in from its checkpoint without a word: where it is kept and watched.
+UNSAID = ("run", "resume", "monitor", "launch", "plan", "versions")
+
+
+def changed(recipe: Recipe, before: DictConfig | ListConfig) -> dict[str, list[Any]]:
+    """The keys that a run goes on with other values of, each with the value before and the one now.
+
+    before: the checkpoint's config.yaml.
+    """
+    was, now = (dict(_leaves(config)) for config in (OmegaConf.to_container(before), asdict(recipe)))
+    return {
+        key: [was[key], now[key]]
+        for key in was.keys() & now.keys()
+        if was[key] != now[key] and key.split(".")[0] not in UNSAID
+    }
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
