@@ -58,6 +58,10 @@ def test_a_list_and_a_sweep_say_how_they_are_written():
     assert "add --multirun" in refusal("optim.lr=1,2")
 
 
+def test_null_for_a_number_is_no_list():
+    assert refusal("optim.lr=null") == "optim.lr doesn't take null: give it a value"
+
+
 def test_llama3_scaling_is_set_key_by_key():
     assert load_recipe(["model.rope_scaling.factor=8"]).model.rope_scaling.factor == 8.0
 
