@@ -50,12 +50,29 @@ CHAINS = {
 }
 
 
+QUICK_CHAINS = (
+    "DP 2, 1 rank",
+    "bf16_sr: FSDP 2, TP 2, 1 rank",
+    "PP 2, 1 rank, TP 2, PP 2",
+    "mixed: FSDP 2, TP 2, 1 rank, HSDP 2 x 2",
+)
+SAME = {
+    "FSDP 2 x TP 2": (FSDP_2_TP_2, "fp32"),  # the precision that `make test` has
+    "HSDP 2 x 2": (HSDP, None),
+    "PP 2 x FSDP 2": (PP_2_FSDP_2, None),
+    "PP 2, zero bubble": (ZERO_BUBBLE, "bf16_sr"),
+}
+
+
 def progress(folder: Path, step: int) -> dict[str, Any]:
     """Of a checkpoint: the counters, and the whole cursor."""
     return json.loads((folder / "checkpoints" / f"step_{step:08}" / "progress.json").read_text())
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    "chain",
+    [pytest.param(name, marks=() if name in QUICK_CHAINS else pytest.mark.slow) for name in CHAINS],
+)
 def test_a_run_goes_on_under_another_layout(
     run_on_ranks: RankPool, base: list[str], alone: Alone, tmp_path: Path, chain: str
 ):
@@ -75,11 +92,15 @@ def test_a_run_goes_on_under_another_layout(
     assert progress(tmp_path / "run", steps) == progress(alone.folder(*recipe), steps)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "mixed", "bf16_sr"])
 @pytest.mark.parametrize(
-    "layout",
-    [FSDP_2_TP_2, HSDP, PP_2_FSDP_2, ZERO_BUBBLE],
-    ids=["FSDP 2 x TP 2", "HSDP 2 x 2", "PP 2 x FSDP 2", "PP 2, zero bubble"],
+    ("layout", "precision"),
+    [
+        pytest.param(
+            layout, precision, marks=() if precision == quick else pytest.mark.slow, id=f"{name}-{precision}"
+        )
+        for name, (layout, quick) in SAME.items()
+        for precision in ("fp32", "mixed", "bf16_sr")
+    ],
 )
 def test_the_same_layout_goes_on_bit_for_bit(
     run_on_ranks: RankPool, base: list[str], tmp_path: Path, layout: tuple[int, list[str]], precision: str
