@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.progress import Progress
 from trainwright.trainers.resilience.fatal_batch import Deaths, earlier_deaths
 from trainwright.trainers.run_folder import (
+    changed,
     check_same_run,
     checkpoint_folder,
     make_room,
@@ -38,6 +40,7 @@ class Start:
     """Where a run begins: `checkpoint` None is a fresh one. The progress has the whole cursor.
 
     afresh: whether what an earlier run left has to make room. monitor: has seen the steps up to the progress.
+    changed: the keys whose values the checkpoint was made with others of, see `run_folder.changed`.
     """
 
     checkpoint: Place | None
@@ -46,6 +49,7 @@ class Start:
     passed_over: list[tuple[Place, str]]
     deaths: Deaths
     monitor: Monitor
+    changed: dict[str, list[Any]]
 
     def finished(self, recipe: Recipe) -> bool:
         """Whether the run has come to its end, as its progress says now."""
@@ -72,9 +76,9 @@ def find_start(recipe: Recipe, ranks: Ranks, again: bool = False) -> Start:
     if not ranks.first:
         return Start(path, afresh, *ranks.share(None))
     deaths = Deaths() if afresh else earlier_deaths(run_folder(recipe), recipe.resilience.pass_over_batch)
-    progress = _read_progress(path, recipe)
+    progress, other = _read_progress(path, recipe)
     monitor = _monitor(recipe, progress.step, deaths.rollbacks)
-    return Start(path, afresh, *ranks.share((progress, passed_over, deaths, monitor)))
+    return Start(path, afresh, *ranks.share((progress, passed_over, deaths, monitor, other)))
 
 
 def has_start_before(recipe: Recipe, ranks: Ranks, step: int) -> bool:
@@ -111,14 +115,14 @@ def _first_stood(folder: Path) -> float:
     return min(steps, default=math.inf)
 
 
-def _read_progress(path: Place | None, recipe: Recipe) -> Progress:
+def _read_progress(path: Place | None, recipe: Recipe) -> tuple[Progress, dict[str, list[Any]]]:
     if path is None:
-        return Progress(0, 0, np.empty((0, 0), np.int64))
+        return Progress(0, 0, np.empty((0, 0), np.int64)), {}
     before = OmegaConf.create((path / CONFIG).read_text())
     check_same_run(recipe, before, path)
     progress = read_progress(path)
     progress.ended = progress.ended and OmegaConf.select(before, "train.epochs") == recipe.train.epochs
-    return progress
+    return progress, changed(recipe, before)
 
 
 def _monitor(recipe: Recipe, step: int, rollbacks: int) -> Monitor:
@@ -152,6 +156,7 @@ def say_start(run: Run, start: Start) -> None:
         run.emit("start", world_size=run.ranks, died_in=deaths.died_in, **said)
     else:
         said = {"step": start.progress.step, "path": str(start.checkpoint)}
+        said |= {"changed": start.changed} if start.changed else {}
         run.emit("resume", world_size=run.ranks, died_in=deaths.died_in, **said)
     if deaths.twice:
         leaves_out = run.recipe.resilience.pass_over_batch
