@@ -23,10 +23,12 @@ import torch
 from trainwright.configs.schema import OptimConfig
 from trainwright.models.storage import Piece
 from trainwright.trainers.bf16_adamw import Bf16AdamW
+from trainwright.trainers.platform.cpu import Cpu
 
 SHAPES = ((2048, 1024),) * 24
 WARM = 2  # steps that are not counted: compilers, caches
 LR = 1e-4
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "adamw.png"
 TITLES = {
     "ours": "bf16_sr",
     "ours_nearest": "bf16",
@@ -53,7 +55,7 @@ def ours(stochastic: bool, chunks: bool) -> tuple[Step, State]:
     parts = weights()
     gradients = {str(i): w.grad for i, w in enumerate(parts) if w.grad is not None}
     pieces = {str(i): Piece(weight.detach()) for i, weight in enumerate(parts)}
-    optimizer = Bf16AdamW(pieces, OptimConfig(), seed=0, stochastic=stochastic)
+    optimizer = Bf16AdamW(pieces, OptimConfig(), seed=0, platform=Cpu(), stochastic=stochastic)
     if chunks:
         optimizer.compiles = False
     moments = [value for state in optimizer.state.values() for value in state.values()]
@@ -137,6 +139,19 @@ def _ratio(times: dict[str, list[float]], name: str) -> float:
     return round(statistics.median(seconds / own for own, seconds in turns), 3)
 
 
+def draw(sides: dict[str, Any]) -> None:
+    """docs/images/adamw.png: the seconds of a step as bars."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 2.2), dpi=75, layout="constrained")
+    axes.barh([TITLES[name] for name in sides], [side["seconds"] for side in sides.values()], color="tab:blue")
+    axes.invert_yaxis()
+    axes.set_title("A step over 50 M parameters, s")
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE)
+    plt.close(figure)
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -154,6 +169,7 @@ def main() -> None:
     for name, side in results["sides"].items():
         print(f"{TITLES[name]}: {json.dumps(side)}")
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results["sides"])
 
 
 if __name__ == "__main__":

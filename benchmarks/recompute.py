@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "recompute.json"
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "recompute.png"
 WARM = 1  # steps that are not counted
 MARK = "measured="
 
@@ -66,11 +67,11 @@ def measure(words: list[str], steps: int) -> None:
     import torch
 
     from trainwright.configs.compose import load_recipe
+    from trainwright.trainers.build import build_stepper
     from trainwright.trainers.data.batch import Batch
     from trainwright.trainers.parallel.ranks import Ranks
     from trainwright.trainers.platform.cpu import Cpu
     from trainwright.trainers.tasks.pretrain import Pretraining
-    from trainwright.trainers.train import build_stepper
 
     recipe, platform = load_recipe([*SHAPE, *words]), Cpu()
     platform.prepare()
@@ -172,6 +173,21 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(results: Mapping[str, Any]) -> None:
+    """docs/images/recompute.png: the table as bars."""
+    import matplotlib.pyplot as plt
+
+    names = [row["row"] for row in results["rows"]]
+    figure, sides = plt.subplots(1, 2, figsize=(9.5, 2.8), dpi=75, sharey=True, layout="constrained")
+    for axes, key, title in zip(sides, ("peak_gib", "step_s"), ("Peak, GiB", "Step, s"), strict=True):
+        axes.barh(names, [row[key] for row in results["rows"]], color="tab:blue")
+        axes.set_title(title)
+    sides[0].invert_yaxis()
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE)
+    plt.close(figure)
+
+
 def main() -> None:
     """Measure the table, or be one row of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -186,6 +202,7 @@ def main() -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "threads": 1}
     results = {"machine": machine, "steps": args.steps, "shape": list(SHAPE), "rows": rows}
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results)
     print(as_markdown(results))
 
 
