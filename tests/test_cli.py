@@ -38,7 +38,7 @@ def test_help_needs_neither_torch_nor_hydra():
             ["train", "train.stpes=1,2", "--multirun"],
             "train.stpes is not a key of a recipe; the nearest is train.steps",
         ),
-        (["train", "platform=tpu"], "platform takes auto or cpu or cuda, not 'tpu'"),
+        (["train", "platform=tpu"], "platform takes auto or cpu or cuda or neuron, not 'tpu'"),
     ],
 )
 def test_a_bad_request_is_one_sentence_and_status_2(words: list[str], sentence: str, tmp_path: Path):

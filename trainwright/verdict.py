@@ -68,6 +68,11 @@ def worked() -> None:
     _write(None, "")
 
 
+def has_worked() -> bool:
+    """Whether this worker has made a step."""
+    return _first_step is not None
+
+
 def leave(status: int, line: str = "") -> None:
     """Leave this worker's exit status and, of a failure, why."""
     _write(status, line)

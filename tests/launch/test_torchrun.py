@@ -8,7 +8,7 @@ import pytest
 from trainwright import cli
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.schema import LaunchConfig
-from trainwright.errors import BadRequest
+from trainwright.errors import BadRequest, RunFailed
 from trainwright.launch import reasons, torchrun
 
 PROCS = "launch.procs_per_node=2"
@@ -161,3 +161,18 @@ def test_who_can_meet_where():
 def test_a_loopback_address_is_for_this_machine_alone():
     assert torchrun.own_address("127.0.0.1:29400") == "127.0.0.1"
     assert torchrun.own_address("no.such.host.invalid:29400") is None
+
+
+def test_neurons_cores_are_counted_by_its_own_tool(tmp_path: Path, monkeypatch):
+    tool = tmp_path / "neuron-ls"
+    tool.write_text('#!/bin/sh\necho \'[{"nc_count": 4}, {"nc_count": 4}]\'\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    recipe = load_recipe(["platform=neuron"])
+    assert torchrun.devices(recipe) == 8
+    tool.unlink()
+    recipe.launch.procs_per_node = None
+    with pytest.raises(
+        RunFailed, match=r"can't be counted, give launch.procs_per_node: .*Unavailable: not inst"
+    ):
+        torchrun.devices(recipe)

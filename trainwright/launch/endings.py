@@ -3,12 +3,20 @@
 import json
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from trainwright.errors import INTERRUPTED, BadNode, BadRequest, NumericalFailure, Preempted, RunFailed
+from trainwright.errors import (
+    INTERRUPTED,
+    BadNode,
+    BadRequest,
+    NumericalFailure,
+    Preempted,
+    RunFailed,
+    TrainwrightError,
+)
 from trainwright.launch.processes import there
 
 # What trying again on this node can't mend: as soon as a worker says so, torchrun, which would try, is ended.
@@ -57,10 +65,14 @@ class Notice(NamedTuple):
 
 
 class Verdicts:
-    """The folder that the workers of one torchrun leave their verdicts in."""
+    """The folder that the workers of one torchrun leave their verdicts in.
+
+    explain: why one that was killed has ended, by what was said since it started; None where nobody knows.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.explain: Callable[[float], TrainwrightError | None] = lambda started: None
         self.made = time.time()
         self._ended: dict[Path, Verdict] = {}
         self._gone: dict[Path, float] = {}  # when a worker was first found to have ended without a word
@@ -80,7 +92,12 @@ class Verdicts:
         said = json.loads(path.read_text())
         if said["status"] is not None:
             return Verdict(**said, ended=path.stat().st_mtime)
-        return Verdict(**said, ended=self._gone.setdefault(path, time.time()) if gone else None)
+        if not gone:
+            return Verdict(**said, ended=None)
+        ended = self._gone.setdefault(path, time.time())
+        if not said["line"] and (error := self.explain(said["started"])):
+            said |= {"status": error.status, "line": str(error)}
+        return Verdict(**said, ended=ended)
 
     def last(self) -> list[Verdict]:
         """Of each of the node's places for a worker, the one that started last."""

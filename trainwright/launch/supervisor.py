@@ -15,7 +15,9 @@ from trainwright import verdict
 from trainwright.errors import INTERRUPTED
 from trainwright.launch.endings import FAILED, SAVED, Ending, Notice, Verdicts, how_it_ended
 from trainwright.launch.hung import Hung
+from trainwright.launch.last_words import LastWords
 from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_parent
+from trainwright.trainers.platform.device_errors import Known
 
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
 MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
@@ -70,10 +72,16 @@ class Limits(NamedTuple):
     patience: float
 
 
-def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits: Limits) -> Ending:
+def supervise(
+    torchrun: Callable[[], Command],
+    ready: Callable[[], bool],
+    limits: Limits,
+    failures: Sequence[Known] = (),
+) -> Ending:
     """Run torchrun until the run is done or can't go on here.
 
-    torchrun: the command, made anew for each start. ready: whether it would find where nodes meet.
+    torchrun: the command, made anew for each start. ready: whether it would find where nodes meet. failures:
+    the device's, which are looked for in what a worker says before it is killed.
     """
     adopt_orphans()
     with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
@@ -86,7 +94,7 @@ def supervise(torchrun: Callable[[], Command], ready: Callable[[], bool], limits
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
-            status = _run_once(torchrun(), verdicts, asked, limits.shutdown)
+            status = _run_once(torchrun(), verdicts, asked, limits.shutdown, failures)
             notice = asked.first  # one that comes from here on finds nothing running
             before, ending = ending, how_it_ended(status, verdicts, notice)
             if ending.status not in (FAILED, SAVED) or notice:
@@ -114,12 +122,22 @@ def _nothing_ran(asked: signal.Signals) -> Ending:
     return Ending(status, f"{asked.name} before torchrun had started: run the same command again")
 
 
-def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float) -> int:
+def _run_once(
+    command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float, failures: Sequence[Known]
+) -> int:
     """The exit status of one torchrun, from its start until nothing of it is left."""
     environment = {**command.environment, verdict.FOLDER: str(verdicts.folder)}
     process = subprocess.Popen(
-        command.words, env=environment, start_new_session=True, preexec_fn=end_with_parent
+        command.words,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+        stderr=subprocess.PIPE if failures else None,
     )
+    words = None
+    if process.stderr:
+        words = LastWords(process.stderr, failures)
+        verdicts.explain = words.explain
     hung, grace = Hung(verdicts.folder), 0.0
     try:
         while process.poll() is None and not asked.by and verdicts.final() is None:
@@ -145,6 +163,8 @@ def _run_once(command: Command, verdicts: Verdicts, asked: _Asked, shutdown: flo
             process.kill()
             process.wait()
         end_all_below(0.0)
+        if words:
+            words.wait(POLL)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from trainwright.errors import BadRequest, RunFailed
 from trainwright.launch.endings import MEANING
 from trainwright.launch.reasons import tell_platforms
 from trainwright.launch.supervisor import Command, Limits, supervise
+from trainwright.trainers.platform.device_errors import Known
+from trainwright.trainers.platform.environment import device_of
+from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 
 TORCHRUN = (sys.executable, "-m", "trainwright.launch.agent")
 WORKER = ("-m", "trainwright", "train")
@@ -27,6 +30,11 @@ OURS = {
     # Workers of a new round would read in the shared store where those of the last one listened.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
+# What a library says on stderr where it ends the process. Elsewhere stderr stays what it is, as a terminal.
+SAID: dict[str, Sequence[Known]] = {"neuron": NEURON_ERRORS}
+# Print how many devices a node has. TorchNeuron shows one core, whatever there is, before the ranks have met.
+COUNT_CORES = "from trainwright.trainers.platform.neuron_tools import cores; print(cores())"
+COUNT_ACCELERATORS = "import torch; print(torch.accelerator.device_count())"
 LOOPBACK = re.compile(r"localhost|127\.|::1|\[::1\]")
 
 # Of an outer launcher: PET_* are torchrun's own options, the others would be taken for those of a worker.
@@ -46,7 +54,7 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
         return wishes.rendezvous is None or answered(wishes.rendezvous)
 
     limits = Limits(wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
-    ending = supervise(torchrun, ready, limits)
+    ending = supervise(torchrun, ready, limits, SAID.get(device_of(recipe.platform), ()))
     if ending.status:
         reason = tell_why(*ending)
         print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)
@@ -95,23 +103,21 @@ def devices(recipe: Recipe) -> int:
     """How many ranks this node gets: those that were asked for, else one for each accelerator, else one.
 
     Raises:
-        RunFailed: torch can't be asked.
+        RunFailed: they can't be counted.
     """
     if recipe.launch.procs_per_node is None:
-        recipe.launch.procs_per_node = 1 if recipe.platform == "cpu" else _count_accelerators()
+        neuron = device_of(recipe.platform) == "neuron"
+        asks = COUNT_CORES if neuron else COUNT_ACCELERATORS
+        recipe.launch.procs_per_node = 1 if recipe.platform == "cpu" else _count(asks)
     return recipe.launch.procs_per_node
 
 
-def _count_accelerators() -> int:
+def _count(asks: str) -> int:
     """Asked in a process that ends: the supervisor stays without torch, and no device stays in use."""
-    asked = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.accelerator.device_count())"],
-        capture_output=True,
-        text=True,
-    )
+    asked = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
     if asked.returncode != 0 or not asked.stdout.strip().isdigit():
         why = (asked.stderr.strip() or "no answer").splitlines()[-1]
-        raise RunFailed(f"torch can't count this node's devices, give launch.procs_per_node: {why}")
+        raise RunFailed(f"this node's devices can't be counted, give launch.procs_per_node: {why}")
     return max(1, int(asked.stdout))
 
 

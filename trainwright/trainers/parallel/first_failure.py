@@ -30,11 +30,13 @@ PATIENCE = (
     2.0  # seconds that a rank which lost its peers leaves to the one with the cause, and any to the speaker
 )
 
-# What torch says where other ranks are gone or late: gloo, NCCL, the store at the start. All are RuntimeErrors.
+# What torch says where other ranks are gone or late: gloo, NCCL, the store at the start, Neuron. All are
+# RuntimeErrors.
 LOST = re.compile(
     r"Connection (closed by peer|reset by peer|refused)|Broken pipe|failed to recv|pair closure"
     r"|Timed out waiting|ncclRemoteError|ncclSystemError|collective operation timeout"
-    r"|socket has timed out|wait timeout after|waiting for clients",
+    r"|socket has timed out|wait timeout after|waiting for clients"
+    r"|NRT_TIMEOUT|HW_ERR_COLLECTIVES|suspected hang in collectives",
     re.IGNORECASE,
 )
 
