@@ -21,6 +21,7 @@ from trainwright.trainers.platform.device_errors import Known
 
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
 MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
+DRAIN = 2.0  # seconds to hand on what the last of them has said
 AFTER_A_FINAL_VERDICT = 10.0  # seconds: nothing is left to save, and ranks that wait for others never notice
 PROGRESS = 300.0  # seconds from a worker's first step to its last after which relaunches count as unused
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before the first relaunch, the second, ...; the last from then on
@@ -164,7 +165,7 @@ def _run_once(
             process.wait()
         end_all_below(0.0)
         if words:
-            words.wait(POLL)
+            words.wait(DRAIN)
 
 
 @contextmanager

@@ -210,6 +210,8 @@ def raised(error: BaseException, while_handling: BaseException) -> BaseException
         (RuntimeError(NCCL), True),
         (RuntimeError("[x.cc:78] Timed out waiting 5000ms for recv operation to complete"), True),
         (RuntimeError("[x.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"), True),
+        (RuntimeError("nrt_execute: NRT_EXEC_HW_ERR_COLLECTIVES"), True),
+        (RuntimeError("nrt_execute: NRT_EXEC_HW_ERR_HBM_UE"), False),
         (RuntimeError("ncclUnhandledCudaError: Call to CUDA function failed."), False),
         (RuntimeError("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000"), False),
         (RuntimeError("The server socket has failed to listen on any local network address"), False),
