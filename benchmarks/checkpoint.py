@@ -50,13 +50,13 @@ def measure_stalls(saves: int) -> dict[str, Any]:
     import numpy as np
 
     from trainwright.configs.compose import load_recipe
+    from trainwright.trainers.build import build_stepper
     from trainwright.trainers.checkpoint.place import place
     from trainwright.trainers.checkpoint.save import Saver
     from trainwright.trainers.parallel.ranks import Ranks
     from trainwright.trainers.platform.cpu import Cpu
     from trainwright.trainers.progress import Progress
     from trainwright.trainers.tasks.pretrain import Pretraining
-    from trainwright.trainers.train import build_stepper
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
         recipe, ranks, platform = load_recipe(recipe_words(folder)), Ranks(), Cpu()

@@ -139,12 +139,12 @@ class Run:
 
 def load_seconds(folder: Path, times: int) -> list[float]:
     """Find, check and read the newest checkpoint of the run in `folder`, into a model that is there."""
+    from trainwright.trainers.build import build_stepper
     from trainwright.trainers.checkpoint.load import newest_whole, read_state
     from trainwright.trainers.checkpoint.place import place
     from trainwright.trainers.parallel.ranks import Ranks
     from trainwright.trainers.platform.cpu import Cpu
     from trainwright.trainers.tasks.pretrain import Pretraining
-    from trainwright.trainers.train import build_stepper
 
     recipe, ranks = load_recipe([*RECIPE, f"run.dir={folder}"]), Ranks()
     stepper, _ = build_stepper(recipe, Pretraining(recipe, ranks), ranks, Cpu(), None)

@@ -74,7 +74,8 @@ class MasterWeights(Weights):
     def __init__(self, model: nn.Module, computes_in: torch.dtype) -> None:
         self.stored = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
         self.local = {name: local(weight) for name, weight in self.stored.items()}
-        model.to(computes_in)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(computes_in)
         self._computed = [local(parameter) for parameter in model.parameters()]
         for master, parameter in zip(self.local.values(), model.parameters(), strict=True):
             parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))

@@ -9,8 +9,7 @@ import torch
 
 from trainwright.configs.schema import Recipe
 from trainwright.errors import Diverged, NumericalFailure, Preempted, RunFailed
-from trainwright.trainers.checkpoint.load import read_state
-from trainwright.trainers.checkpoint.place import Place
+from trainwright.trainers.build import build_stepper
 from trainwright.trainers.checkpoint.save import Saver, forget_from
 from trainwright.trainers.data.batch import IGNORE, Batch
 from trainwright.trainers.data.dealing import own_cursor
@@ -21,13 +20,10 @@ from trainwright.trainers.meter import Meter
 from trainwright.trainers.observers import build_observers
 from trainwright.trainers.observers.base import Observer, Observers, Run
 from trainwright.trainers.observers.checkpoint import Checkpoints
-from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
-from trainwright.trainers.parallel.shards import local_pieces
-from trainwright.trainers.parallel.stages import Stages, layers_of_rank
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.platform.choose import choose_platform
-from trainwright.trainers.precision import PRECISIONS, REDUCES
+from trainwright.trainers.precision import PRECISIONS
 from trainwright.trainers.resilience.pace import Pace
 from trainwright.trainers.resilience.watchdog import Passing, Watchdog
 from trainwright.trainers.resilience.whereabouts import Whereabouts
@@ -36,7 +32,6 @@ from trainwright.trainers.run_folder import checkpoint_folder, config_text, run_
 from trainwright.trainers.stability import RollBack
 from trainwright.trainers.start import Start, find_start, has_start_before, open_folder, say_finished, say_start
 from trainwright.trainers.steppers.base import Stepper
-from trainwright.trainers.steppers.eager import EagerStepper
 from trainwright.trainers.tasks.base import Task
 from trainwright.trainers.tasks.pretrain import Pretraining
 
@@ -73,16 +68,20 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> None:
 
     Raises:
         BadRequest: the data, the device, or a checkpoint that was named can't be used.
-        RunFailed: the last checkpoint can't be saved.
+        RunFailed: the last checkpoint can't be saved, or the device failed and may do better.
         BadNode: this rank's node isn't fit to train on; on the other nodes that is a RunFailed.
+        NumericalFailure: a step's numbers are what the recipe stops at, or what the device stops at.
         Preempted: SIGTERM or SIGUSR1 came, and what was done is saved.
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
     if recipe.precision.rounding == "hardware":
         platform.round_stochastically(recipe.seed)
+    if recipe.train.compile:
+        platform.require_compiler()
     folder = run_folder(recipe)
     with (
+        platform.explaining(),
         open_ranks(recipe.parallel, platform) as ranks,
         Watchdog(recipe.resilience, folder, ranks, platform) as where,
     ):
@@ -122,41 +121,6 @@ def _begin(process: Process, task: Task, start: Start, again: bool) -> Attempt:
     return Attempt(start, run, stepper, checkpoints, watching)
 
 
-def build_stepper(
-    recipe: Recipe, task: Task, ranks: Ranks, platform: Platform, checkpoint: Place | None
-) -> tuple[Stepper, int]:
-    """The task's model on its ranks, with initial weights or a checkpoint's, and its number of parameters."""
-    precision = PRECISIONS[recipe.precision.mode]
-    model = task.build_model(platform)
-    parameters = sum(p.numel() for p in model.parameters())
-    if ranks.degrees.pp > 1:
-        own = layers_of_rank(recipe, ranks.pp_rank, ranks.degrees.pp)
-        model = Stages(task.build_model(platform, layers) for layers in own)
-    layout = parallelize(
-        model.to(precision.kept_in),
-        *task.plan(),
-        ranks,
-        recipe.parallel,
-        precision.computes_in,
-        platform,
-        REDUCES[recipe.precision.reduce],
-    )
-    if checkpoint is None:
-        task.fill(local_pieces(model))
-    stepper: Stepper
-    if isinstance(model, Stages):
-        from trainwright.trainers.steppers.pipeline import PipelineStepper
-
-        stepper = PipelineStepper(model, task.loss, recipe, layout, platform.device)
-    else:
-        stepper = EagerStepper(model, task.loss, recipe, layout, platform.device)
-    if checkpoint is not None:
-        state = stepper.state_dict()
-        read_state(checkpoint, state, alone=ranks.size == 1)
-        stepper.load_state_dict(state)
-    return stepper, parameters
-
-
 def _train(process: Process, task: Task, attempt: Attempt, health: Health | None) -> bool:
     """Train until the run ends; False where it is rolled back and has to begin again.
 
@@ -177,7 +141,8 @@ def _train(process: Process, task: Task, attempt: Attempt, health: Health | None
             run.emit("unigram", nats=unigram_entropy(validation, recipe.model.vocab_size, ranks))
         back = None
         try:
-            back = _make_steps(process, task, attempt, stream, validation)
+            with process.platform.explaining():
+                back = _make_steps(process, task, attempt, stream, validation)
             reason = f"rolled back: {back}" if back else "done"
             if back and process.wishes.agreed_stop:
                 raise Preempted(

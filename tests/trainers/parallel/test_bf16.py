@@ -17,15 +17,15 @@ from trainwright.models.llama import Llama
 from trainwright.models.llama_plan import llama_plan, llama_units
 from trainwright.models.storage import Piece
 from trainwright.trainers.bf16_adamw import Bf16AdamW
+from trainwright.trainers.build import build_stepper
 from trainwright.trainers.facts import count_all
 from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.parallel.shards import local_pieces
+from trainwright.trainers.parallel.shards import local_pieces, materialise
 from trainwright.trainers.parallel.stages import Stages, layers_of_rank
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.precision import Bf16Weights
 from trainwright.trainers.tasks.pretrain import Pretraining
-from trainwright.trainers.train import build_stepper
 
 State = dict[str, tuple[Piece, ...]]  # by parameter: the weight and its moments, or a gradient
 
@@ -51,9 +51,10 @@ def updated(parallel: ParallelConfig) -> State:
                 model = Stages(Llama(config, layers=own) for own in layers_of_rank(recipe, ranks.pp_rank, pp))
         model.to(torch.bfloat16)
         parallelize(model, llama_plan(config), llama_units(config), ranks, parallel, torch.bfloat16, Cpu())
+        materialise(model, torch.device("cpu"))
         pieces = local_pieces(model)
         init_weights(pieces, config, seed=3)
-        optimizer = Bf16AdamW(pieces, OptimConfig(), seed=3, stochastic=True)
+        optimizer = Bf16AdamW(pieces, OptimConfig(), seed=3, platform=Cpu(), stochastic=True)
         for step in range(3):
             optimizer.update({n: drawn_gradient(piece, n, step) for n, piece in pieces.items()}, 1e-4, None)
         return {

@@ -23,7 +23,7 @@ from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.data_parallel import apply_data_parallel, before_backward
 from trainwright.trainers.parallel.direct import send_directly
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.parallel.shards import local, local_pieces
+from trainwright.trainers.parallel.shards import local, local_pieces, materialise
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.steppers.eager import EagerStepper
 
@@ -53,6 +53,7 @@ def gradients_here(recipe: Recipe, parallel: ParallelConfig) -> dict[str, tuple[
             model = Llama(config)
         plan, units = llama_plan(config), llama_units(config)
         layout = parallelize(model, plan, units, ranks, parallel, torch.float32, Cpu())
+        materialise(model, torch.device("cpu"))
         pieces = local_pieces(model)
         init_weights(pieces, config, seed=3)
         stepper = EagerStepper(model, loss_of, recipe, layout, torch.device("cpu"))

@@ -16,7 +16,7 @@ from trainwright.models.llama_plan import llama_plan, llama_units
 from trainwright.models.storage import Piece, whole_pieces
 from trainwright.trainers.parallel.apply import parallelize
 from trainwright.trainers.parallel.ranks import AXES, Ranks, open_ranks
-from trainwright.trainers.parallel.shards import local_pieces
+from trainwright.trainers.parallel.shards import local_pieces, materialise
 from trainwright.trainers.platform.cpu import Cpu
 
 SMALL = ModelConfig(
@@ -29,6 +29,7 @@ def filled_pieces(ranks: Ranks, config: ModelConfig) -> dict[str, Piece]:
         model = Llama(config)
     plan, units = llama_plan(config), llama_units(config)
     parallelize(model, plan, units, ranks, ParallelConfig(), torch.float32, Cpu())
+    materialise(model, torch.device("cpu"))
     pieces = local_pieces(model)
     init_weights(pieces, config, seed=3)
     return pieces

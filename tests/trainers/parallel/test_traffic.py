@@ -9,7 +9,6 @@ import pytest
 from benchmarks.traffic import (
     LAYOUTS,
     RESULTS,
-    Counts,
     as_markdown,
     as_sent,
     count_step,
@@ -21,6 +20,7 @@ from tests.ranks import RankPool
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.degrees import Degrees, resolve_degrees, world_size
 from trainwright.models import cross_entropy
+from trainwright.trainers.parallel.counting import Counts
 from trainwright.trainers.parallel.traffic import by_group, crossing, step_traffic
 
 # Sizes that don't divide by 4, so that FSDP has to fill shards up; micro-batches that aren't all the same.

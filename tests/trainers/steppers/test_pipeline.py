@@ -18,7 +18,7 @@ from trainwright.models.storage import whole_pieces
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.parallel.apply import Layout, parallelize
 from trainwright.trainers.parallel.ranks import open_ranks
-from trainwright.trainers.parallel.shards import local_pieces
+from trainwright.trainers.parallel.shards import local_pieces, materialise
 from trainwright.trainers.parallel.stages import Stages, layers_of_rank
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.steppers.pipeline import PipelineStepper
@@ -45,6 +45,7 @@ def one_step(words: list[str]) -> tuple[float, float, dict[str, torch.Tensor], l
             parts = Stages(Llama(recipe.model, layers=own) for own in layers_of_rank(recipe, ranks.pp_rank, 2))
         plan, units = llama_plan(recipe.model), llama_units(recipe.model)
         layout = parallelize(parts, plan, units, ranks, recipe.parallel, torch.float32, Cpu())
+        materialise(parts, torch.device("cpu"))
         init_weights(local_pieces(parts), recipe.model, recipe.seed)
         stepper = PipelineStepper(parts, loss, recipe, layout, torch.device("cpu"))
         said: list[bool] = []

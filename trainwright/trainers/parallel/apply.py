@@ -1,6 +1,6 @@
-"""From a model on the meta device to this rank's part of it."""
+"""From a model to this rank's part of it, both on the meta device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,10 @@ from trainwright.trainers.parallel.data_parallel import (
 from trainwright.trainers.parallel.direct import send_directly
 from trainwright.trainers.parallel.plan import styles_of, units_of
 from trainwright.trainers.parallel.ranks import Ranks
-from trainwright.trainers.parallel.shards import materialise
 from trainwright.trainers.parallel.stages import Stages, parts_of
 from trainwright.trainers.parallel.tensor_parallel import apply_tensor_parallel
 from trainwright.trainers.platform.base import Platform
+from trainwright.trainers.platform.cpu import Cpu
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Layout:
     partial: the parameters whose gradient tensor-parallel peers have in parts.
     keeps_masters: FSDP keeps the weights in fp32 and makes those that the model computes with.
     reduces_in: the dtype in which gradients are summed over ranks.
+    platform: whose device it is on.
     """
 
     ranks: Ranks
@@ -38,6 +39,7 @@ class Layout:
     partial: frozenset[str] = frozenset()
     keeps_masters: bool = False
     reduces_in: torch.dtype = torch.float32
+    platform: Platform = field(default_factory=Cpu)
 
     def before_backward(self, model: nn.Module, last: bool) -> None:
         """Say whether the next micro-batch is the step's last: only then all of the communication is due."""
@@ -71,10 +73,9 @@ def parallelize(
     platform: Platform,
     reduces_in: torch.dtype = torch.float32,
 ) -> Layout:
-    """Cut `model`, which is on the meta device, as `plan` says, and make this rank's part of it real.
+    """Cut `model`, which is on the meta device and stays there, to this rank's part of it, as `plan` says.
 
-    Its weights hold nothing yet: `shards.local_pieces` are to be filled. Each of a rank's `Stages` is cut by
-    itself.
+    `shards.materialise` then gives it memory. Each of a rank's `Stages` is cut by itself.
 
     Raises:
         ValueError: the plan or the units don't fit the model.
@@ -94,5 +95,4 @@ def parallelize(
                 prefetch_in_order(modules)
     if sharded and platform.sends_directly:
         send_directly(model)
-    materialise(model, platform.device)
-    return Layout(ranks, parallel.zero, partial, keeps_masters=sharded, reduces_in=reduces_in)
+    return Layout(ranks, parallel.zero, partial, sharded, reduces_in, platform)

@@ -45,7 +45,7 @@ class _Gather(_Allocating):
     ) -> None:
         parts = output_tensor.view(group.size(), -1)
         own = parts[group.rank()]
-        if own.data_ptr() != input_tensor.data_ptr():
+        if own.untyped_storage()._cdata != input_tensor.untyped_storage()._cdata:
             own.copy_(input_tensor.view(-1))
         _send([own] * group.size(), parts.unbind(), group)
 

@@ -138,6 +138,26 @@ def _peers(mesh: DeviceMesh, degrees: Degrees) -> dist.ProcessGroup | None:
     return own
 
 
+def stand(parallel: ParallelConfig, device_type: str, local_rank: int) -> Ranks:
+    """Where this process stands in the process group that it has joined; all ranks must call it."""
+    size = dist.get_world_size()
+    degrees = resolve_degrees(parallel, size)
+    mesh = init_device_mesh(device_type, degrees, mesh_dim_names=AXES)
+    stage, replica, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
+    return Ranks(
+        rank=dist.get_rank(),
+        size=size,
+        local_rank=local_rank,
+        degrees=degrees,
+        data_rank=replica * degrees.dp_shard + shard,
+        data_ranks=degrees.data,
+        tp_rank=tp,
+        pp_rank=stage,
+        mesh=mesh,
+        peers=_peers(mesh, degrees),
+    )
+
+
 @contextmanager
 def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     """Join the run that the launcher's environment describes, and leave it at the end.
@@ -162,20 +182,6 @@ def open_ranks(parallel: ParallelConfig, platform: Platform) -> Iterator[Ranks]:
     dist.init_process_group(platform.backend, timeout=TIMEOUT, store=own_keys, rank=rank, world_size=size)
     global _round
     _round = drawn  # not before all have it
-    degrees = resolve_degrees(parallel, size)
-    mesh = init_device_mesh(platform.device.type, degrees, mesh_dim_names=AXES)
-    stage, replica, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
-    yield Ranks(
-        rank=rank,
-        size=size,
-        local_rank=local_rank,
-        degrees=degrees,
-        data_rank=replica * degrees.dp_shard + shard,
-        data_ranks=degrees.data,
-        tp_rank=tp,
-        pp_rank=stage,
-        mesh=mesh,
-        peers=_peers(mesh, degrees),
-    )
+    yield stand(parallel, platform.device.type, local_rank)
     # Not after an error: leaving waits for peers, and this rank has to say first what is wrong.
     dist.destroy_process_group()

@@ -64,14 +64,15 @@ class PipelineStepper(Updating):
         self.cut = ranks.degrees.tp if parallel.sp is not False else 1  # of each sequence's positions
         self.computes_in = PRECISIONS[recipe.precision.mode].computes_in
         self._schedule: Any = None
+        self._scheduled = 0  # the micro-batches that it is for
         self._target_tokens = 0
         self._total = torch.zeros((), device=device)
 
     def forward_backward(self, batch: Batch, target_tokens: int) -> Tensor:
         """See `Stepper`."""
         micro_batches = self._micro_batches(batch)
-        if self._schedule is None:  # every step has as many
-            self._schedule = self._build(micro_batches)
+        if self._scheduled != len(micro_batches):  # of a run every step has as many
+            self._schedule, self._scheduled = self._build(micro_batches), len(micro_batches)
         for part in self.parts:
             part.micro_batches = micro_batches
         self._target_tokens, self._total = target_tokens, torch.zeros((), device=self.device)
@@ -126,8 +127,11 @@ class PipelineStepper(Updating):
         return loss / self._target_tokens
 
     def _share(self, loss: Tensor) -> Tensor:
-        """The last stage's ranks have a loss; of tensor-parallel peers, which all have it, one brings it in."""
-        return loss if self.layout.ranks.tp_rank == 0 else torch.zeros_like(loss)
+        """The last stage's ranks have a loss; of tensor-parallel peers, which all have it, one brings it in.
+
+        Whoever has a NaN brings it in too.
+        """
+        return loss if self.layout.ranks.tp_rank == 0 else loss * 0.0
 
 
 class _Part(nn.Module):

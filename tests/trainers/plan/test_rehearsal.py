@@ -1,0 +1,170 @@
+"""A rehearsal says what a real step does: on ranks that aren't there, held against those that are."""
+
+import re
+
+import pytest
+import torch
+
+from tests.ranks import RankPool
+from trainwright.configs.compose import load_recipe
+from trainwright.configs.degrees import Degrees, resolve_degrees
+from trainwright.configs.schema import Recipe
+from trainwright.errors import BadRequest
+from trainwright.models import cross_entropy, llama_plan
+from trainwright.trainers.parallel.ranks import open_ranks
+from trainwright.trainers.parallel.traffic import by_group, step_traffic
+from trainwright.trainers.plan.memory import Memory
+from trainwright.trainers.plan.rehearsal import memory_of_kinds, rehearse, rehearsed, stage_ranks
+from trainwright.trainers.plan.rehearsal_step import Blank, watch_steps
+from trainwright.trainers.platform.cpu import Cpu
+
+# Sizes that don't divide by 4, so that FSDP has to fill shards up; micro-batches that aren't all the same.
+SMALL = [
+    "model.vocab_size=306",
+    "model.hidden_size=30",
+    "model.head_dim=6",
+    "model.intermediate_size=512",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=2",
+    "model.tie_word_embeddings=false",
+    "data.tokenizer.vocab_size=306",
+    "train.seq_len=32",
+    "train.global_batch_size=6",
+    "train.micro_batch_size=2",
+]
+INTERLEAVED = "parallel.pp_schedule=interleaved_1f1b model.num_hidden_layers=4"
+CHUNK = 50 * 306 // 2
+
+
+def recipe_for(ranks: int, *words: str) -> Recipe:
+    """A recipe that is checked for so many ranks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(ranks))
+        return load_recipe([word for several in words for word in several.split()])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (2, "parallel.zero=0"),
+        (2, "parallel.zero=1"),
+        (2, "parallel.zero=2"),
+        (2, "parallel.zero=3"),
+        (2, "parallel.zero=1 train.global_batch_size=22"),
+        (2, "parallel.zero=3 train.global_batch_size=22 precision=mixed"),
+        (2, "model.tie_word_embeddings=true"),
+        (2, "precision=bf16_sr train.activation_checkpointing=full"),
+        (4, "parallel.dp_replicate=2 train.global_batch_size=8 train.micro_batch_size=1"),
+        (4, "parallel.dp_replicate=2 parallel.zero=1 train.global_batch_size=8 train.micro_batch_size=1"),
+        (2, "parallel.tp=2"),
+        (2, "parallel.tp=2 parallel.sp=false model.coalesce=false"),
+        (2, "parallel.tp=2 train.activation_checkpointing=selective model.coalesce=false"),
+        (4, "parallel.tp=2 precision=mixed train.activation_checkpointing=full parallel.sp=false"),
+        (4, "parallel.tp=4 model.vocab_size=308"),
+        (2, "parallel.pp=2"),
+        (2, f"parallel.pp=2 {INTERLEAVED}"),
+        (2, "parallel.pp=2 parallel.pp_schedule=zero_bubble"),
+        (2, "parallel.pp=2 train.global_batch_size=20"),
+        (4, "parallel.pp=2 parallel.zero=2 train.micro_batch_size=1 train.global_batch_size=20"),
+        (4, "parallel.pp=2 parallel.zero=3 train.micro_batch_size=1 train.global_batch_size=20"),
+        (4, f"parallel.pp=2 parallel.zero=3 train.micro_batch_size=1 train.global_batch_size=24 {INTERLEAVED}"),
+        (4, f"parallel.pp=2 parallel.tp=2 parallel.sp=false {INTERLEAVED}"),
+    ],
+)
+def test_every_rank_sends_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, ranks: int, words: str):
+    # As many positions of the loss at a time as to make several chunks of a micro-batch.
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", CHUNK)
+    recipe = recipe_for(ranks, *SMALL, words)
+    degrees = resolve_degrees(recipe.parallel, ranks)
+    for rank in range(ranks):
+        pp_rank, data_rank = divmod(rank // degrees.tp, degrees.data)
+        expected = by_group(step_traffic(recipe, degrees, data_rank, pp_rank), degrees)
+        assert rehearse(recipe, ranks, rank, "neuron").collectives == expected, rank
+
+
+# The 5 M Llama with half its layers.
+LLAMA = ["model.num_hidden_layers=3", "train.global_batch_size=4", "train.micro_batch_size=2"]
+
+
+def measure(words: list[str]) -> Memory:
+    """The same steps on real tensors and ranks."""
+    recipe = load_recipe(words)
+    with open_ranks(recipe.parallel, Cpu()) as ranks:
+        watched = watch_steps(Blank(recipe, ranks), Cpu(), [4 // ranks.data_ranks] * 2)
+    return max(map(memory_of_kinds, watched.by_moment.values()), key=lambda memory: memory.total)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (1, ""),
+        (1, "precision=mixed train.activation_checkpointing=selective"),
+        (1, "precision=bf16_sr train.activation_checkpointing=full"),
+        (2, "train.activation_checkpointing=selective"),
+        (2, "precision=mixed parallel.zero=1 train.micro_batch_size=1"),
+        (2, "precision=bf16_sr parallel.zero=2 train.micro_batch_size=1"),
+        (2, "parallel.tp=2 train.activation_checkpointing=full"),
+        (2, "parallel.tp=2 precision=mixed"),
+        (2, "parallel.pp=2 model.tie_word_embeddings=false precision=mixed"),
+    ],
+)
+def test_a_real_step_holds_what_was_rehearsed(run_on_ranks: RankPool, ranks: int, words: str):
+    recipe = recipe_for(ranks, *LLAMA, words)
+    measured = run_on_ranks(measure, ranks, [*LLAMA, *words.split()])
+    for rank in range(ranks):
+        told = rehearse(recipe, ranks, rank).memory
+        assert told.total == pytest.approx(measured[rank].total, rel=0.01)
+        for kind, size in told._asdict().items():
+            assert size == pytest.approx(getattr(measured[rank], kind), rel=0.05, abs=1e5), kind
+
+
+@pytest.mark.parametrize(
+    ("count", "degrees", "first", "second"),
+    [
+        (1, Degrees(), 1, 1),
+        (2, Degrees(dp_shard=2), 1, 2),
+        (3, Degrees(tp=2), 1, 3),
+        (16, Degrees(), 2, 3),
+        (3, Degrees(pp=4), 3, 3),
+        (8, Degrees(pp=4), 4, 8),
+        (9, Degrees(pp=4), 4, 9),
+        (16, Degrees(pp=4), 4, 8),
+    ],
+)
+def test_of_many_micro_batches_some_are_rehearsed(count: int, degrees: Degrees, first: int, second: int):
+    sizes = [2] * (count - 1) + [1]
+    few, enough = rehearsed(sizes, degrees)
+    assert (len(few), len(enough)) == (first, second)
+    assert few[-1] == enough[-1] == 1
+
+
+def test_stages_differ_and_their_ranks_do_not():
+    assert stage_ranks(Degrees(pp=2, dp_shard=4, tp=2)) == [0, 8]
+
+
+def test_thousands_of_ranks():
+    words = "parallel.dp_shard=-1 train.global_batch_size=4096 train.micro_batch_size=1"
+    recipe = recipe_for(4096, *SMALL, words)
+    told = rehearse(recipe, 4096, 4095, "neuron")
+    degrees = resolve_degrees(recipe.parallel, 4096)
+    assert told.collectives == by_group(step_traffic(recipe, degrees, 4095), degrees)
+
+
+def test_a_plan_that_misses_a_module_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(llama_plan.PLAN, "layers.*.mlp.down_proj")
+    with pytest.raises(BadRequest, match="^rank 0 of 2 would fail: the sharding plan misses the module lay"):
+        rehearse(recipe_for(2, *SMALL, "parallel.tp=2"), 2)
+
+
+def test_shapes_that_do_not_fit_are_one_sentence_that_names_the_module(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(llama_plan.PLAN, "layers.*.self_attn.o_proj", "column")
+    with pytest.raises(BadRequest, match=r"^rank 1 of 2 would fail: .*, in layers\.0\.self_attn\.o_proj$"):
+        rehearse(recipe_for(2, *SMALL, "parallel.tp=2"), 2, 1)
+
+
+def test_no_process_group_is_left(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(llama_plan.PLAN, "layers.*.self_attn.o_proj", "column")
+    with pytest.raises(BadRequest):
+        rehearse(recipe_for(2, *SMALL, "parallel.tp=2"), 2)
+    assert not torch.distributed.is_initialized()
