@@ -42,6 +42,13 @@ def run_on_ranks() -> Iterator[RankPool]:
         yield pool
 
 
+@pytest.fixture(scope="session")
+def run_on_neuron() -> Iterator[RankPool]:
+    """As `run_on_ranks`, on workers whose torch may get the device `neuron`: see tests/neuron_device."""
+    with closing(RankPool()) as pool:
+        yield pool
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text file of 400 paragraphs."""

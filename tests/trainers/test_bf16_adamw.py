@@ -13,6 +13,7 @@ from trainwright.models.counter_random import normal
 from trainwright.models.storage import Piece
 from trainwright.trainers import bf16_adamw
 from trainwright.trainers.bf16_adamw import Bf16AdamW, compiled, halves_of, in_chunks, numbers_of
+from trainwright.trainers.platform.cpu import Cpu
 
 SHAPES = {"matrix": (96, 48), "vector": (80,)}
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def reference(steps: int, lr: float = 1e-3) -> dict[str, Tensor]:
 
 
 def test_to_nearest_it_is_adamw_to_bf16s_resolution():
-    ours = Bf16AdamW(pieces(), OptimConfig(), seed=0, stochastic=False)
+    ours = Bf16AdamW(pieces(), OptimConfig(), seed=0, platform=Cpu(), stochastic=False)
     train(ours, 1)
     for name, weight in reference(1).items():
         assert torch.equal(ours.pieces[name].values, weight.bfloat16())
@@ -65,7 +66,7 @@ def test_to_nearest_it_is_adamw_to_bf16s_resolution():
 def test_small_learning_rates_decay_weights_by_what_they_should(lr: float, error: float):
     weight = draw((256, 256), 1)  # in float32, so that nothing rounds the update after it
     before, zeros = weight.double(), torch.zeros_like(weight)
-    numbers = numbers_of(1, lr, 0.1, OptimConfig(), None, weight.device)
+    numbers = numbers_of(1, lr, 0.1, OptimConfig(), None, Cpu())
     in_chunks(weight, zeros, zeros.clone(), zeros.clone(), None, numbers)
     lost = (before - weight.double()).abs().sum() / before.abs().sum()
     assert lost == pytest.approx(lr * 0.1, rel=error)
@@ -77,11 +78,11 @@ def test_stochastic_updates_follow_adamw_on_average():
     moved = {name: expected[name] - start[name].values.double() for name in SHAPES}
     means = {name: torch.zeros_like(values) for name, values in moved.items()}
     for seed in range(60):
-        ours = Bf16AdamW(pieces(), OptimConfig(), seed=seed, stochastic=True)
+        ours = Bf16AdamW(pieces(), OptimConfig(), seed=seed, platform=Cpu(), stochastic=True)
         train(ours, 10, lr=1e-6)
         for name, mean in means.items():
             mean += (ours.pieces[name].values.double() - start[name].values.double()) / 60
-    nearest = Bf16AdamW(pieces(), OptimConfig(), seed=0, stochastic=False)
+    nearest = Bf16AdamW(pieces(), OptimConfig(), seed=0, platform=Cpu(), stochastic=False)
     train(nearest, 10, lr=1e-6)
     for name, mean in means.items():
         share = (mean * moved[name]).sum() / moved[name].square().sum()
@@ -92,7 +93,7 @@ def test_stochastic_updates_follow_adamw_on_average():
 
 def test_the_second_moment_decays_though_its_steps_are_below_bf16s_resolution():
     for stochastic, lowest, highest in ((True, 0.4, 0.6), (False, 1.0, 1.0)):
-        ours = Bf16AdamW(pieces(), OptimConfig(beta2=0.999), seed=0, stochastic=stochastic)
+        ours = Bf16AdamW(pieces(), OptimConfig(beta2=0.999), seed=0, platform=Cpu(), stochastic=stochastic)
         state = ours.state[ours.pieces["matrix"].values]
         state["exp_avg_sq"].fill_(1.0)
         for _ in range(693):  # 0.999 ** 693 is a half
@@ -105,7 +106,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dty
     found = []
     for size in (1, 480, 1 << 20):
         monkeypatch.setattr(bf16_adamw, "CHUNK", size)
-        ours = Bf16AdamW(pieces(), OptimConfig(), seed=0, stochastic=True)
+        ours = Bf16AdamW(pieces(), OptimConfig(), seed=0, platform=Cpu(), stochastic=True)
         for step in range(3):
             ours.update({name: g.to(dtype) for name, g in gradients(step).items()}, 1e-3, None)
         found.append(ours)
@@ -123,7 +124,7 @@ def test_an_update_copies_its_numbers_to_the_device_once_for_each_decay(monkeypa
 
     monkeypatch.setattr(bf16_adamw, "numbers_of", counting)
     parts = {f"{name}.{i}": piece for i in range(3) for name, piece in pieces().items()}
-    ours = Bf16AdamW(parts, OptimConfig(), seed=0, stochastic=True)
+    ours = Bf16AdamW(parts, OptimConfig(), seed=0, platform=Cpu(), stochastic=True)
     for _ in range(2):
         ours.update({name: torch.ones_like(part.values) for name, part in parts.items()}, 1e-3, None)
     assert asked == [(1, 0.1), (1, 0.0), (2, 0.1), (2, 0.0)]
@@ -143,9 +144,10 @@ def cut(piece: Piece, parts: int, dim: int) -> list[Piece]:
 
 @pytest.mark.parametrize(("name", "dim"), [("matrix", 0), ("matrix", 1), ("vector", 0)])
 def test_parts_get_the_bits_of_the_whole(name: str, dim: int):
-    whole = Bf16AdamW({name: pieces()[name]}, OptimConfig(), seed=3, stochastic=True)
+    whole = Bf16AdamW({name: pieces()[name]}, OptimConfig(), seed=3, platform=Cpu(), stochastic=True)
     parts = [
-        Bf16AdamW({name: part}, OptimConfig(), seed=3, stochastic=True) for part in cut(pieces()[name], 5, dim)
+        Bf16AdamW({name: part}, OptimConfig(), seed=3, platform=Cpu(), stochastic=True)
+        for part in cut(pieces()[name], 5, dim)
     ]
     for step in range(3):
         gradient = gradients(step)[name]
@@ -159,14 +161,16 @@ def test_parts_get_the_bits_of_the_whole(name: str, dim: int):
 
 def test_an_empty_part_counts_its_steps():
     empty = Piece(torch.empty(0, 8, dtype=torch.bfloat16), 16)
-    ours = Bf16AdamW({"weight": empty}, OptimConfig(), seed=0, stochastic=True)
+    ours = Bf16AdamW({"weight": empty}, OptimConfig(), seed=0, platform=Cpu(), stochastic=True)
     ours.update({"weight": torch.empty(0, 8)}, 1e-3, None)
     assert ours.state[empty.values]["step"] == 1
 
 
 def test_seeds_and_steps_draw_other_bits():
     def weights(seed: int, step: int) -> Tensor:
-        ours = Bf16AdamW(pieces(), OptimConfig(beta1=0.0, beta2=0.0), seed=seed, stochastic=True)
+        ours = Bf16AdamW(
+            pieces(), OptimConfig(beta1=0.0, beta2=0.0), seed=seed, platform=Cpu(), stochastic=True
+        )
         for state in ours.state.values():
             state["step"].fill_(step)
         ours.update(gradients(0), 1e-6, None)
@@ -195,7 +199,7 @@ def test_the_compiled_update_gives_the_same_bits(dtype: torch.dtype, stochastic:
             for step in range(1, 5):
                 gradient = draw(shape, 100 + step).to(dtype)
                 gradient[1, :3] = torch.tensor([0.0, 1e-30, float("nan")])
-                numbers = numbers_of(step, 1e-3, 0.1, OptimConfig(), torch.tensor(1.7), weight.device)
+                numbers = numbers_of(step, 1e-3, 0.1, OptimConfig(), torch.tensor(1.7), Cpu())
                 halves = halves_of(Piece(weight, 5, 9), step) if stochastic else None
                 with torch.no_grad():
                     update(weight, gradient, first, second, halves, numbers)
@@ -218,7 +222,7 @@ def test_updates_of_any_shape_compile_nothing_more(
     monkeypatch.setattr(bf16_adamw, "MATRIX_FROM", 64)
     shapes = [(8, 8), (300, 77), (77, 300), (1, 512), (512, 1), (512,)]
     parts = {str(shape): Piece(draw(shape, 1).bfloat16()) for shape in shapes}
-    ours = Bf16AdamW(parts, OptimConfig(), 0, stochastic=stochastic)
+    ours = Bf16AdamW(parts, OptimConfig(), 0, platform=Cpu(), stochastic=stochastic)
     assert compiled(torch.device("cpu"), dtype, stochastic) is not None
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(2):

@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             wanted = (targets[part] != IGNORE).unsqueeze(1)
             own = targets[part].unsqueeze(1) - (shard.first if shard else 0)
             here = wanted & (own >= 0) & (own < weight.shape[0])  # the target's row is on this rank
-            index = torch.where(here, own, 0)
+            index = torch.where(here, own, 0).long()
             losses, grad = _softmax(F.linear(hidden[part], weight), index, here, shard)
             total += (losses * wanted).sum()
             if not (want_hidden or want_weight):
@@ -97,10 +97,13 @@ def _softmax(
     wide = wide.sub_(peak)
     target = wide.gather(1, index) * here
     exponentials = wide.exp_()
-    sums = torch.cat((exponentials.sum(1, keepdim=True), target), 1)
+    mine = exponentials.sum(1, keepdim=True)
+    sums = torch.cat((mine, target), 1)
     shard.sum(sums)
     total, target = sums.split(1, 1)
-    return total.log() - target, exponentials.div_(total)
+    # Zero, or NaN where this shard's logits aren't finite: an accelerator's sum may hide that from its peers.
+    fault = mine * 0.0
+    return total.log() - target + fault, exponentials.div_(total)
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The summed cross-entropy, in nats, of `hidden @ weight.T` against `targets`: a float32 scalar.
 
-    hidden: (..., d); weight: (vocabulary, d); targets: (...) int64, IGNORE where there is none.
+    hidden: (..., d); weight: (vocabulary, d); targets: (...) int32 or int64, IGNORE where there is none.
     Its gradient can be taken once.
 
     With `shard`, `weight` is its rows only. The loss is that of the whole vocabulary, on every rank; the

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainwright.configs.schema import OptimConfig
 from trainwright.models.storage import Piece
+from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.rounding import (
     as_matrix,
     bits_of,
@@ -34,6 +35,7 @@ ONE_LOOP: dict[str, Any] = {
 if torch.backends.cpu.get_cpu_capability() == "AVX512":
     # A float is taken for an integer element by element, a loop that gcc unrolls for 16 but not for 32 of them.
     ONE_LOOP["cpp.simdlen"] = 256
+OPTIONS = {"inductor": ONE_LOOP}  # by torch.compile's backend
 
 
 def adamw_(
@@ -46,7 +48,7 @@ def adamw_(
 ) -> None:
     """One update of a matrix in place (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2).
 
-    weight, exp_avg, exp_avg_sq: (r, c) bfloat16. gradient: (r, c) of any dtype. numbers: those of `numbers_of`.
+    weight, exp_avg, exp_avg_sq: (r, c) of one dtype. gradient: (r, c) of any. numbers: those of `numbers_of`.
     halves: of the random bits; None rounds to nearest.
 
     Of the 32 bits of an element the low half rounds the weight and the high half its second moment, which else
@@ -71,7 +73,7 @@ def adamw_(
 
 
 def numbers_of(
-    step: int, lr: float, decay: float, optim: OptimConfig, scale: Tensor | None, device: torch.device
+    step: int, lr: float, decay: float, optim: OptimConfig, scale: Tensor | None, platform: Platform
 ) -> Tensor:
     """What an update multiplies and adds, (8,) float32: see `adamw_`.
 
@@ -86,10 +88,8 @@ def numbers_of(
         (1 - optim.beta2**step) ** -0.5,
         optim.eps,
     ]
-    times = torch.ones(1, device=device) if scale is None else scale.reshape(1).reciprocal()
-    # Pinned, so that the host goes on while the device works.
-    host = torch.tensor(numbers, dtype=torch.float32, pin_memory=device.type != "cpu")
-    return torch.cat((times, host.to(device, non_blocking=True)))
+    times = torch.ones(1, device=platform.device) if scale is None else scale.reshape(1).reciprocal()
+    return torch.cat((times, platform.numbers(numbers)))
 
 
 def in_chunks(
@@ -109,18 +109,27 @@ def in_chunks(
 
 
 @cache
-def compiled(device: torch.device, gradients_in: torch.dtype, stochastic: bool) -> Kernel | None:
+def compiled(
+    device: torch.device,
+    gradients_in: torch.dtype,
+    stochastic: bool,
+    kept_in: torch.dtype = torch.bfloat16,
+    backend: str = "inductor",
+    any_shape: bool = True,
+) -> Kernel | None:
     """`adamw_` as a single loop, by torch.compile; None where that doesn't work.
 
     What is asked for is compiled here and now: an update with it, of a matrix with several rows and columns,
-    compiles nothing.
+    compiles nothing where the backend compiles for `any_shape` at once.
+
+    kept_in: the dtype of weights and moments.
     """
-    kernel: Kernel = torch.compile(adamw_, dynamic=True, options=ONE_LOOP)
+    kernel: Kernel = torch.compile(adamw_, dynamic=any_shape, backend=backend, options=OPTIONS.get(backend))
     # Large and not square: what is compiled for it suits any size, on all threads.
-    weight, first, second = (torch.zeros(1024, 768, dtype=torch.bfloat16, device=device) for _ in range(3))
+    weight, first, second = (torch.zeros(1024, 768, dtype=kept_in, device=device) for _ in range(3))
     gradient = torch.zeros_like(weight, dtype=gradients_in)
     halves = halves_of(Piece(weight), 0) if stochastic else None
-    numbers = numbers_of(1, 0.0, 0.0, OptimConfig(), None, device)
+    numbers = torch.ones(8, device=device)
     try:
         with torch.no_grad():  # as updates are: what is compiled holds for one or the other
             kernel(weight, gradient, first, second, halves, numbers)
@@ -131,7 +140,9 @@ def compiled(device: torch.device, gradients_in: torch.dtype, stochastic: bool) 
 
 
 class Bf16AdamW:
-    """AdamW whose state is 6 bytes a parameter, in PyTorch's names; implements `optim.Optimizer`.
+    """AdamW whose moments have the weights' dtype, in PyTorch's names; implements `optim.Optimizer`.
+
+    In bfloat16 weights and moments are 6 bytes a parameter. In float32 nothing is rounded.
 
     pieces: this rank's parts by name; a part may be empty. stochastic: how weights are rounded. compiles: let
     large parameters go through `compiled`, which is made in the first update: it is one for gradients' dtype.
@@ -139,10 +150,19 @@ class Bf16AdamW:
     The step's number, which the checkpoint has, goes into the rounding: a resumed run draws the same bits.
     """
 
-    def __init__(self, pieces: Mapping[str, Piece], optim: OptimConfig, seed: int, *, stochastic: bool) -> None:
+    def __init__(
+        self,
+        pieces: Mapping[str, Piece],
+        optim: OptimConfig,
+        seed: int,
+        platform: Platform,
+        *,
+        stochastic: bool,
+    ) -> None:
         self.pieces = pieces
         self.optim = optim
         self.seed = seed
+        self.platform = platform
         self.stochastic = stochastic
         self.state = {
             piece.values: {
@@ -152,7 +172,8 @@ class Bf16AdamW:
             }
             for piece in pieces.values()
         }
-        self.compiles = sum(piece.values.numel() for piece in pieces.values()) >= COMPILED_FROM
+        elements = sum(piece.values.numel() for piece in pieces.values())
+        self.compiles = elements >= COMPILED_FROM and platform.compiles()
 
     @torch.no_grad()
     def update(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor | None) -> None:
@@ -166,7 +187,7 @@ class Bf16AdamW:
                 continue
             step, decay = int(state["step"]), weight_decay(piece.values, self.optim)
             if (step, decay) not in made:
-                made[step, decay] = numbers_of(step, lr, decay, self.optim, scale, gradient.device)
+                made[step, decay] = numbers_of(step, lr, decay, self.optim, scale, self.platform)
             halves = halves_of(piece, rounding_key(self.seed, step, name)) if self.stochastic else None
             weight, grad = as_matrix(piece.values), as_matrix(gradient)
             first, second = as_matrix(state["exp_avg"]), as_matrix(state["exp_avg_sq"])
@@ -175,7 +196,8 @@ class Bf16AdamW:
     def _kernel(self, weight: Tensor, gradients_in: torch.dtype) -> Kernel:
         if not self.compiles or weight.numel() < MATRIX_FROM or 1 in weight.shape:
             return in_chunks
-        return compiled(weight.device, gradients_in, self.stochastic) or in_chunks
+        how = self.platform.compile_backend, self.platform.compiles_any_shape
+        return compiled(weight.device, gradients_in, self.stochastic, weight.dtype, *how) or in_chunks
 
 
 def weight_decay(weight: Tensor, optim: OptimConfig) -> float:

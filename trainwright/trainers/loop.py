@@ -1,5 +1,6 @@
 """The training loop: one for every task, stepper and device."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,8 @@ import torch
 from trainwright import verdict
 from trainwright.configs.schema import OptimConfig, TrainConfig
 from trainwright.errors import Diverged, NumericalFailure
-from trainwright.trainers.data.batch import IGNORE, Batch
-from trainwright.trainers.facts import agree, count_all
+from trainwright.trainers.data.batch import Batch
+from trainwright.trainers.facts import add_up, agree, count_all, in_all, targets_of
 from trainwright.trainers.meter import Meter
 from trainwright.trainers.observers.base import Metrics, Observer
 from trainwright.trainers.parallel.ranks import Ranks
@@ -134,6 +135,6 @@ def _validates(step: int, train: TrainConfig) -> bool:
 def validation_loss(stepper: Stepper, validation: Sequence[Batch], ranks: Ranks) -> float:
     """The mean loss of the validation batches' target tokens over all ranks, in nats."""
     total = torch.stack([stepper.evaluate(batch) for batch in validation]).sum()
-    targets = sum(int((batch.targets != IGNORE).sum()) for batch in validation) if ranks.reads else 0
-    both = ranks.sum(torch.stack((total, total.new_tensor(targets))))
-    return float(both[0] / both[1])
+    counts = map(sum, zip(*map(targets_of, validation), strict=True)) if ranks.reads else (0.0, 0.0)
+    loss, targets = add_up(total.reshape(1), [*counts], ranks)
+    return float(loss) / (in_all(*targets.tolist()) or math.nan)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from trainwright.configs.schema import OptimConfig, Recipe
+from trainwright.models.storage import Piece
 from trainwright.trainers.bf16_adamw import Bf16AdamW, weight_decay
+from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.precision import PRECISIONS, Bf16Weights, Weights
 
 
@@ -60,10 +62,14 @@ class FusedAdamW(torch.optim.AdamW):
         self.step()
 
 
-def build_optimizer(weights: Weights, recipe: Recipe) -> Optimizer:
-    """AdamW for `weights` as the recipe has it."""
-    if not isinstance(weights, Bf16Weights):
-        return FusedAdamW(weights.local, recipe.optim)
+def build_optimizer(weights: Weights, recipe: Recipe, platform: Platform) -> Optimizer:
+    """AdamW for `weights` as the recipe has it and the platform can do it."""
     precision = recipe.precision
     stochastic = PRECISIONS[precision.mode].stochastic and precision.rounding == "optimizer"
-    return Bf16AdamW(weights.pieces, recipe.optim, recipe.seed, stochastic=stochastic)
+    if isinstance(weights, Bf16Weights):
+        pieces = weights.pieces
+    elif platform.fuses_adamw:
+        return FusedAdamW(weights.local, recipe.optim)
+    else:
+        pieces = {name: Piece(part) for name, part in weights.local.items()}
+    return Bf16AdamW(pieces, recipe.optim, recipe.seed, platform, stochastic=stochastic)

@@ -26,6 +26,7 @@ OPERATORS: dict[str, frozenset[Any]] = {
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
             torch.ops.aten._scaled_dot_product_efficient_attention.default,
             torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+            torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,  # a device's own
             # In compiled layers: elsewhere FlexAttention is compiled alone, which hides it.
             torch.ops.higher_order.flex_attention,
             BLOCKWISE,

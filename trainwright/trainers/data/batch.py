@@ -52,10 +52,10 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`, all int32: not every device has int64."""
         return replace(
             self,
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            tokens=self.tokens.int().to(device, non_blocking=True),
+            targets=self.targets.int().to(device, non_blocking=True),
             documents=self.documents.to(device, non_blocking=True),
         )

@@ -13,7 +13,7 @@ from trainwright.trainers.platform.base import Platform
 REPEATS = 3  # of each product: an unstable device differs from itself
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # numbers that are compared at once
-PATTERNS = (0x5555555555555555, -0x5555555555555556)  # every bit is once 1 and once 0
+PATTERNS = (0x55555555, -0x55555556)  # every bit is once 1 and once 0
 
 Answers = dict[str, tuple[str, ...]]  # by dtype, a digest of each repeat's bits
 
@@ -66,7 +66,7 @@ def memory_fault(platform: Platform, gib: float, free: int) -> str | None:
     if size > free:
         return f"has {free / 2**30:.1f} GiB of free memory, and health.memory_gib={gib}"
     try:
-        holds = _holds(platform.allocate(size)) if size >= 8 else True
+        holds = _holds(platform.allocate(size)) if size >= 4 else True
     except (RuntimeError, MemoryError, OSError) as error:
         return f"can't have {gib} GiB of memory ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     finally:

@@ -30,7 +30,7 @@ class AllReduce(NamedTuple):
 
 def brought(rank: int, count: int, device: torch.device) -> Tensor:
     """The numbers that a rank brings to a sum, which is then known."""
-    return (torch.arange(count, device=device) % VALUES + rank % SHIFTS).float()
+    return (torch.arange(count, dtype=torch.int32, device=device) % VALUES + rank % SHIFTS).float()
 
 
 def measure(ranks: Ranks, platform: Platform) -> AllReduce:
@@ -38,7 +38,8 @@ def measure(ranks: Ranks, platform: Platform) -> AllReduce:
     count = platform.buffer_bytes // 4
     mine = brought(ranks.rank, count, platform.device)
     shifts = sum(rank % SHIFTS for rank in range(ranks.size))
-    right = (torch.arange(count, device=platform.device) % VALUES * ranks.size + shifts).float()
+    numbers = torch.arange(count, dtype=torch.int32, device=platform.device)
+    right = (numbers % VALUES * ranks.size + shifts).float()
     seconds, wrong = [], False
     for _ in range(ROUNDS + 1):
         buffer = mine.clone()
@@ -71,11 +72,7 @@ def _bringing_wrong(ranks: Ranks, platform: Platform) -> list[int]:
     slots[ranks.rank] = brought(ranks.rank, SLOT, platform.device)
     ranks.sum(slots)
     cpu = torch.device("cpu")
-    wrong = [
-        rank
-        for rank, slot in enumerate(slots.cpu())
-        if not torch.equal(slot, (torch.arange(SLOT, device=cpu) % VALUES + rank % SHIFTS).float())
-    ]
+    wrong = [rank for rank, slot in enumerate(slots.cpu()) if not torch.equal(slot, brought(rank, SLOT, cpu))]
     seen: list[list[int]] = ranks.gather(wrong)
     return [rank for rank in range(ranks.size) if 2 * sum(rank in one for one in seen) > ranks.size]
 

@@ -1,7 +1,8 @@
 """What differs between devices, and nothing else: one small object per device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainwright.errors import BadRequest
+from trainwright.trainers.platform.device_errors import Known, known_in
 
 
 class ToolReport(NamedTuple):
@@ -34,6 +36,10 @@ class Platform(ABC):
     sends_directly = False  # ranks that send each other parts are faster than its gathers and reduce-scatters
     pins_memory = False  # copies to the host are faster into memory that is pinned
     shares_memory = False  # the ranks of a node have one memory between them
+    fuses_adamw = True  # torch's fused AdamW divides gradients there and takes a new learning rate each step
+    compile_backend = "inductor"  # torch.compile's
+    compiles_any_shape = True  # what is compiled for one shape may be for others too
+    failures: Sequence[Known] = ()  # of its library, by what that says
 
     # The health check's: large enough to keep the whole device and its links busy, small enough to be quick.
     product_size = 2048  # rows of the matrix that is multiplied
@@ -56,6 +62,46 @@ class Platform(ABC):
             f"precision.rounding=hardware: {self.name} has no stochastic rounding of its own; use "
             "precision.rounding=optimizer"
         )
+
+    def compiles(self) -> bool:
+        """Whether torch.compile can be used: its backend is there."""
+        return self.compile_backend in torch.compiler.list_backends(exclude_tags=())
+
+    def require_compiler(self) -> None:
+        """Refuse what has to be compiled where nothing can be.
+
+        Raises:
+            BadRequest: torch.compile doesn't know the device's backend.
+        """
+        if not self.compiles():
+            raise BadRequest(
+                f"train.compile=true: torch.compile has no backend {self.compile_backend} here; use "
+                "train.compile=false"
+            )
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """`values` on the device, float32, while the host goes on.
+
+        For what differs from step to step: as a Python number in an operator's arguments it may be compiled in,
+        and each step compiled anew.
+        """
+        host = torch.tensor(values, dtype=torch.float32, pin_memory=self.pins_memory)
+        return host.to(self.device, non_blocking=True)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within the body a failure of the device's library that is known is raised as what it comes to.
+
+        Raises:
+            RunFailed, BadRequest, NumericalFailure, BadNode: by `failures`; any other error stays as it is.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            known = known_in(str(error), self.failures)
+            if known is None:
+                raise
+            raise known.error(str(error)) from error
 
     def synchronize(self) -> None:
         """Wait for what was queued on the device."""
@@ -93,15 +139,19 @@ class Platform(ABC):
         """The bytes that can be had on the device; where ranks share it, by all those of the node together."""
 
     def allocate(self, size: int) -> Tensor:
-        """`size` bytes of the device's memory, as int64.
+        """`size` bytes of the device's memory, as int32.
 
         Raises:
             RuntimeError, OSError: they can't be had.
         """
-        return torch.empty(size // 8, dtype=torch.int64, device=self.device)
+        return torch.empty(size // 4, dtype=torch.int32, device=self.device)
 
     def give_back(self) -> None:
         """Return freed memory to the device, as if `allocate` had never been called."""
+
+    def tools_before_use(self) -> list[ToolReport]:
+        """What those of the maker's tools say that need all of a node's devices, before a rank has one."""
+        return []
 
     def tools(self, *, first_on_node: bool, thorough: bool) -> list[ToolReport]:
         """What the maker's own tools say of this rank's device and, on a node's first rank, of the node.

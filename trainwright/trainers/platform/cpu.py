@@ -82,4 +82,4 @@ class Cpu(Platform):
 
     def allocate(self, size: int) -> Tensor:
         """From the kernel and back to it when the tensor is gone: `prepare` has malloc keep what it gets."""
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.int64, count=size // 8)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.int32, count=size // 4)

@@ -7,6 +7,7 @@ import torch
 
 from trainwright.errors import BadRequest
 from trainwright.trainers.platform.base import Platform, ToolReport
+from trainwright.trainers.platform.cuda_errors import CUDA_ERRORS
 from trainwright.trainers.platform.nvidia_tools import dcgm_diagnosis, dcgm_health, gpu_state
 
 # NVIDIA's data sheets: dense bf16 FLOP/s, by a part of the device's name.
@@ -20,6 +21,7 @@ class Cuda(Platform):
     backend = "cpu:gloo,cuda:nccl"
     attention = "flex"
     pins_memory = True
+    failures = CUDA_ERRORS
 
     def __init__(self) -> None:
         alone = torch.cuda.device_count() == 1  # some launchers show each rank its own GPU only

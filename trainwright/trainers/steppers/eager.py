@@ -52,5 +52,8 @@ class EagerStepper(Updating):
         return [batch.sequences(start, start + size) for start in range(0, len(batch.tokens), size)]
 
     def _share(self, loss: Tensor) -> Tensor:
-        """Tensor-parallel peers all have the loss of their sequences: one of them brings it in."""
-        return loss if self.layout.ranks.tp_rank == 0 else torch.zeros_like(loss)
+        """Tensor-parallel peers all have the loss of their sequences: one brings it in.
+
+        Whoever has a NaN brings it in too.
+        """
+        return loss if self.layout.ranks.tp_rank == 0 else loss * 0.0

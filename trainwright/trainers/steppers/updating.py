@@ -20,7 +20,7 @@ class Updating:
 
     def __init__(self, model: nn.Module, recipe: Recipe, layout: Layout, device: torch.device) -> None:
         self.weights = weights_of(model, PRECISIONS[recipe.precision.mode], layout.keeps_masters)
-        self.optimizer = build_optimizer(self.weights, recipe)
+        self.optimizer = build_optimizer(self.weights, recipe, layout.platform)
         self.weights.publish()
         self.layout = layout
         self.device = device

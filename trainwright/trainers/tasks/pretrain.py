@@ -47,8 +47,9 @@ class Pretraining:
         train = self.recipe.train
         recompute_activations(model.layers, train.activation_checkpointing, train.recompute_keep)
         if train.compile:
+            dynamic = None if platform.compiles_any_shape else False
             for layer in model.layers:
-                layer.compile()
+                layer.compile(backend=platform.compile_backend, dynamic=dynamic)
         return model
 
     def plan(self) -> tuple[Plan, Units]:
