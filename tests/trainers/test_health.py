@@ -18,6 +18,7 @@ from trainwright.trainers.health import check, clocks, folder, links
 from trainwright.trainers.health.check import check_health
 from trainwright.trainers.health.clocks import Offset, astray
 from trainwright.trainers.health.device import wrong_products
+from trainwright.trainers.health.probes import PROBES
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.platform.base import ToolReport
 from trainwright.trainers.platform.cpu import Cpu
@@ -304,7 +305,8 @@ def test_a_clock_that_may_be_right_is_not_blamed():
 
 def test_the_verb_prints_a_line_a_node(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["health", *words, "health.memory_gib=0.01"]) == 0
-    line, last = capsys.readouterr().out.splitlines()
+    line, *probes, last = capsys.readouterr().out.splitlines()
+    assert [text.split()[0] for text in probes] == [f"probe={probe.name}" for probe in PROBES]
     said = dict(pair.split("=") for pair in f"{line} {last}".split())
     wanted = {"ranks": "0", "product": "ok", "links": "none", "memory": "ok", "clock": "none", "disk": "ok"}
     assert wanted.items() <= said.items()

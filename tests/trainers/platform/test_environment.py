@@ -166,20 +166,25 @@ def test_a_run_keeps_what_was_in_force(monkeypatch):
 
 VERB = """
 import os, sys
-from trainwright import cli
+SEEN = 'torch' in sys.modules, os.environ['NEURON_RT_EXEC_TIMEOUT'], os.environ['FI_PROVIDER']
 def verb(recipe):
-    print('torch' in sys.modules, os.environ['NEURON_RT_EXEC_TIMEOUT'], os.environ['FI_PROVIDER'])
-cli.VERBS['train'] = cli.Verb('', '__main__:verb', '')
+    print(*SEEN)
+"""
+START = """
+import sys
+from trainwright import cli
+cli.VERBS['train'] = cli.Verb('', 'verb:verb', '')
 sys.exit(cli.main(['train', 'platform=neuron', 'compile_cache.dir=/fast']))
 """
 
 
 @pytest.mark.parametrize("rank", ["0", "3"])
-def test_it_is_there_before_torch_and_rank_0_says_so(rank: str):
+def test_it_is_there_before_the_verb_is_imported_and_rank_0_says_so(rank: str, tmp_path: Path):
+    (tmp_path / "verb.py").write_text(VERB)
     there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-    there |= {"NEURON_FUSE_SOFTMAX": "1"}
+    there |= {"NEURON_FUSE_SOFTMAX": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", VERB], env={**os.environ, **there}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", START], env={**os.environ, **there}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     *lines, seen = done.stdout.splitlines()

@@ -188,6 +188,10 @@ def test_a_wrong_sum_is_a_fault(tool):
             "33554432 Failure running neuron-bench - log file /tmp/nccom_test_log.log",
         ),
         (
+            "1024    Failure running neuron-bench - incorrect number of cores\n1 errors found - test failed\n",
+            "1024 Failure running neuron-bench - incorrect number of cores",
+        ),
+        (
             "Neuron DKMS Driver is not running! Read the\n",
             "status 1: Neuron DKMS Driver is not running! Read the",
         ),

@@ -9,6 +9,7 @@ from trainwright.configs.schema import Recipe
 from trainwright.errors import BadNode, BadRequest, RunFailed
 from trainwright.trainers.health import clocks, folder, links
 from trainwright.trainers.health.device import Answers, memory_fault, products, wrong_products
+from trainwright.trainers.health.probes import Outcome, probe_all
 from trainwright.trainers.node import node_name
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform, ToolReport
@@ -41,6 +42,7 @@ class Health:
 
     nodes: by name, their ranks in order. faults: by rank. free_gib: by node, what each rank could have had.
     disk_gib: by node; None where checkpoints go to no disk. gb_s: of the all-reduce; None for one process.
+    probes: what was asked of the devices besides, where there was time.
     left_out: the checks that weren't asked for, or that need more than one process.
     refused: what is wrong with the recipe or the surroundings, and no node's fault. failed: what is wrong with
     the whole, so that no node stands out.
@@ -53,6 +55,7 @@ class Health:
     free_gib: dict[str, float]
     disk_gib: dict[str, float | None]
     tools: dict[str, list[ToolReport]]
+    probes: list[Outcome]
     refused: str | None
     failed: str | None
     left_out: frozenset[str]
@@ -92,10 +95,18 @@ def check_health(recipe: Recipe, ranks: Ranks, platform: Platform) -> Health:
     return health
 
 
-def examine(recipe: Recipe, ranks: Ranks, platform: Platform, *, thorough: bool = False) -> Health:
+def examine(
+    recipe: Recipe,
+    ranks: Ranks,
+    platform: Platform,
+    *,
+    thorough: bool = False,
+    before: Sequence[ToolReport] = (),
+) -> Health:
     """What is the matter with which node; all ranks call it.
 
-    thorough: take the makers' tools' time for a diagnosis, too.
+    thorough: take the time for the makers' diagnoses and for probes, too. before: what tools have said of this
+    rank's node before it was in use.
     """
     started, asked = time.monotonic(), recipe.health
     where = checkpoint_folder(recipe)
@@ -107,7 +118,7 @@ def examine(recipe: Recipe, ranks: Ranks, platform: Platform, *, thorough: bool 
         nodes.setdefault(name, []).append(rank)
     leads = nodes[node][0] == ranks.rank
 
-    found: list[Found] = ranks.gather(_ask_device(platform, node, leads, thorough))
+    found: list[Found] = ranks.gather(_ask_device(platform, node, leads, thorough, before))
     faults: dict[int, list[Fault]] = {rank: [] for rank in range(ranks.size)}
     for rank, one in enumerate(found):
         faults[rank] += [Fault("product", one.broken)] if one.broken else []
@@ -135,6 +146,14 @@ def examine(recipe: Recipe, ranks: Ranks, platform: Platform, *, thorough: bool 
         if not any(one.broken for one in found):  # a device that can't multiply would hang the others
             gb_s, failed = _sum_up(ranks, platform, list(nodes.values()), asked.bandwidth_gb_s, faults)
 
+    probes: list[Outcome] = []
+    if thorough and not any(one.broken for one in found):
+        probes = probe_all(recipe, ranks, platform)
+        for outcome in probes:
+            if outcome.of_the_node:
+                failing = f"fails the probe {outcome.probe} ({outcome.found})"
+                _add(faults, outcome.probe, dict.fromkeys(outcome.ranks, failing))
+
     sights = ranks.gather(folder.look(where, ranks, first_on_node=leads))
     unusable, refused = folder.judge(where, sights, nodes, asked.disk_gib)
     _add(faults, "disk", unusable)
@@ -147,6 +166,7 @@ def examine(recipe: Recipe, ranks: Ranks, platform: Platform, *, thorough: bool 
         free_gib={name: min(found[rank].free for rank in its) / 2**30 for name, its in nodes.items()},
         disk_gib={name: None if free is None else free / 2**30 for name, free in disks.items()},
         tools={name: [tool for rank in its for tool in found[rank].tools] for name, its in nodes.items()},
+        probes=probes,
         refused=refused,
         failed=failed,
         left_out=frozenset(left_out),
@@ -154,11 +174,13 @@ def examine(recipe: Recipe, ranks: Ranks, platform: Platform, *, thorough: bool 
     )
 
 
-def _ask_device(platform: Platform, node: str, leads: bool, thorough: bool) -> Found:
+def _ask_device(
+    platform: Platform, node: str, leads: bool, thorough: bool, before: Sequence[ToolReport]
+) -> Found:
     """What this rank finds without the others. A device that fails must not keep it from telling them."""
     try:
         answers, free = products(platform), platform.free_memory()
-        tools = platform.tools(first_on_node=leads, thorough=thorough)
+        tools = [*before, *platform.tools(first_on_node=leads, thorough=thorough)]
         return Found(node, platform.kind(), answers, free, tools, None)
     except (RuntimeError, OSError) as error:
         said = " ".join(str(error).split())[:200]

@@ -1,5 +1,6 @@
 """`trainwright health ...`: check the nodes and show what was found."""
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -20,8 +21,10 @@ def health(recipe: Recipe) -> None:
     """
     platform = choose_platform(recipe.platform)
     platform.prepare()
-    with open_ranks(recipe.parallel, platform) as ranks:
-        found = examine(recipe, ranks, platform, thorough=True)
+    first_on_node = os.environ.get("LOCAL_RANK", "0") == "0"
+    before = platform.tools_before_use() if first_on_node else []
+    with platform.explaining(), open_ranks(recipe.parallel, platform) as ranks:
+        found = examine(recipe, ranks, platform, thorough=True, before=before)
         if ranks.first:
             show(found)
         ranks.share(None)  # a rank that fails ends the launch, and rank 0 has to have said what it found
@@ -29,8 +32,25 @@ def health(recipe: Recipe) -> None:
 
 
 def show(found: Health) -> None:
-    """Print a table in a terminal, `key=value` lines everywhere else."""
-    rows = list(_rows(found))
+    """Print tables in a terminal, `key=value` lines everywhere else."""
+    _show_rows(list(_rows(found)))
+    for node, reports in found.tools.items():
+        for tool in dict.fromkeys(reports):
+            if tool.skipped or tool.note:
+                said = f"skipped ({tool.skipped})" if tool.skipped else tool.note
+                print(f"{node}: {tool.tool}: {said}")
+    _show_rows([{"probe": one.probe, "verdict": one.verdict, "found": one.found} for one in found.probes])
+    failed = [one for one in found.probes if one.ranks]
+    for one in failed:
+        print(f"{one.probe} failed on rank {', '.join(map(str, one.ranks))}: {one.touches}")
+    well = not (found.bad_nodes() or found.refused or found.failed)
+    also = f" probes_failed={len(failed)}" if failed else ""
+    print(f"health={'ok' if well else 'failed'}{also} seconds={found.seconds:.2f}", flush=True)
+
+
+def _show_rows(rows: list[dict[str, str]]) -> None:
+    if not rows:
+        return
     if sys.stdout.isatty():
         table = Table(*rows[0])
         for row in rows:
@@ -38,14 +58,9 @@ def show(found: Health) -> None:
         Console().print(table)
     else:
         for row in rows:
-            print(" ".join(f"{key}={value}" for key, value in row.items()))
-    for node, reports in found.tools.items():
-        for tool in dict.fromkeys(reports):
-            if tool.skipped or tool.note:
-                said = f"skipped ({tool.skipped})" if tool.skipped else tool.note
-                print(f"{node}: {tool.tool}: {said}")
-    well = not (found.bad_nodes() or found.refused or found.failed)
-    print(f"health={'ok' if well else 'failed'} seconds={found.seconds:.2f}", flush=True)
+            print(
+                " ".join(f'{key}="{value}"' if " " in value else f"{key}={value}" for key, value in row.items())
+            )
 
 
 def _rows(found: Health) -> Iterator[dict[str, str]]:
