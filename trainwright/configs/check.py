@@ -22,7 +22,7 @@ from trainwright.configs.degrees import (
     world_size,
 )
 from trainwright.configs.projections import projections
-from trainwright.configs.schema import DataConfig, ModelConfig, Recipe, SourceConfig
+from trainwright.configs.schema import DataConfig, ModelConfig, MoeConfig, Recipe, SourceConfig
 from trainwright.errors import BadRequest
 
 
@@ -63,6 +63,10 @@ POSITIVE = [
     "model.num_key_value_heads",
     "model.head_dim",
     "model.max_position_embeddings",
+    "model.sliding_window",
+    "model.moe.num_local_experts",
+    "model.moe.num_experts_per_tok",
+    "model.moe.sinkhorn_iterations",
     "data.max_piece_bytes",
     "data.lanes",
     "data.prefetch",
@@ -104,6 +108,8 @@ RANGES = (
     ("model.rms_norm_eps", 0.0, 1.0),
     ("model.rope_theta", 1.0, math.inf),
     ("model.initializer_range", 0.0, math.inf),
+    ("model.moe.router_aux_loss_coef", 0.0, math.inf),
+    ("model.moe.router_z_loss_coef", 0.0, math.inf),
     ("data.tokenizer.train_bytes", 1, math.inf),
     ("optim.lr", 0.0, math.inf),
     ("optim.min_lr", 0.0, math.inf),
@@ -234,6 +240,36 @@ def _model(recipe: Recipe) -> Iterator[str]:
         )
     if model.pretrained is not None and not Path(model.pretrained).expanduser().is_dir():
         yield f"model.pretrained={model.pretrained} is not a folder"
+
+
+def _experts(recipe: Recipe) -> Iterator[str]:
+    moe = recipe.model.moe
+    experts, chosen = moe.num_local_experts, moe.num_experts_per_tok
+    if experts is None:
+        if moe != MoeConfig():
+            yield "model.moe has keys for experts and model.moe.num_local_experts=null has none: give their number"
+        return
+    if chosen > experts:
+        yield (
+            f"model.moe.num_experts_per_tok={chosen} is above model.moe.num_local_experts={experts}: a token goes "
+            "to each expert once; lower the one or raise the other"
+        )
+    if moe.capacity is not None and not 1 <= moe.capacity < math.inf:
+        yield (
+            f"model.moe.capacity={moe.capacity} must be at least 1, room for an even load; null drops nothing "
+            "whatever the load"
+        )
+    if moe.norm_topk_prob and chosen == 1:
+        yield (
+            "model.moe.norm_topk_prob=true makes the only gate of model.moe.num_experts_per_tok=1 always 1, from "
+            "which the router learns nothing: set it to false"
+        )
+    for axis in ("tp", "pp"):
+        if getattr(recipe.parallel, axis) > 1:
+            yield (
+                f"parallel.{axis}={getattr(recipe.parallel, axis)}: this version has a mixture of experts on "
+                f"data-parallel ranks only; set parallel.{axis}=1"
+            )
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:
@@ -492,6 +528,7 @@ CHECKS = (
     _compile_cache,
     _run,
     _model,
+    _experts,
     _batch,
     _recompute,
     _schedule,

@@ -3,7 +3,7 @@
 COALESCED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-ADDED = ("o_proj", "down_proj")  # whose results are added to the residual stream
+ADDED = ("o_proj", "down_proj", "w2")  # whose results are added to the residual stream
 
 
 def projections(coalesce: bool) -> tuple[str, ...]:

@@ -31,6 +31,20 @@ class RopeScaling:
 
 
 @dataclass
+class MoeConfig:
+    """A mixture of experts in place of each layer's feed-forward (docs/moe.md), under Transformers' names."""
+
+    num_local_experts: int | None = None  # null: none, each layer has one dense feed-forward
+    num_experts_per_tok: int = 2
+    load_balancing: str = one_of("aux_loss", "sinkhorn", "balanced", "none")
+    router_aux_loss_coef: float = 0.01  # of aux_loss
+    router_z_loss_coef: float = 0.001  # of the mean square of the logits' log-sum-exp; 0: none
+    norm_topk_prob: bool = True  # a token's gates sum to 1; false: they stay its probabilities among all experts
+    sinkhorn_iterations: int = 16
+    capacity: float | None = None  # rows of an expert, in its share of an even load; the rest is dropped; null: none
+
+
+@dataclass
 class ModelConfig:
     """A decoder's shape, under Transformers' names."""
 
@@ -49,6 +63,8 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     scaled_init: bool = False  # o_proj and down_proj start smaller, by the square root of twice the layers
+    sliding_window: int | None = None  # tokens attend to so many, themselves included; null: to all before them
+    moe: MoeConfig = field(default_factory=MoeConfig)
     coalesce: bool = True  # store q, k, v as one matrix and gate, up as one; the initial values don't change
     pretrained: str | None = None  # a Hugging Face folder whose weights the run starts from
 

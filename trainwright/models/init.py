@@ -12,7 +12,7 @@ from torch import Tensor
 from trainwright.configs.projections import ADDED
 from trainwright.configs.schema import ModelConfig
 from trainwright.models.counter_random import key_of, normal
-from trainwright.models.llama import Llama
+from trainwright.models.decoder import decoder
 from trainwright.models.storage import Piece, stored_weights
 
 ELEMENTS_AT_ONCE = 1 << 20  # drawn at a time, which bounds the int32 scratch memory
@@ -29,14 +29,16 @@ def init_weights(pieces: Mapping[str, Piece], config: ModelConfig, seed: int) ->
         if piece.values.dim() == 1:
             piece.values.fill_(1.0)
             continue
-        for name, rows in stored[stored_name]:
-            _fill(piece, rows, key_of(seed, name), deviation(name, config))
+        for name, rows, expert in stored[stored_name]:
+            part = piece.of(expert)
+            if part is not None:
+                _fill(part, rows, key_of(seed, name), deviation(name, config))
 
 
 def deviation(name: str, config: ModelConfig) -> float:
     """The standard deviation of the matrix `name`: initializer_range, as the reference has it.
 
-    With `scaled_init` the two projections of a layer whose results are added to the residual stream have
+    With `scaled_init` the projections of a layer whose results are added to the residual stream have
     initializer_range / sqrt(2 layers), so that the stream's variance doesn't grow with the depth (GPT-2;
     Megatron-LM, arXiv 1909.08053).
     """
@@ -50,7 +52,7 @@ def initial_norm(config: ModelConfig) -> float:
     A norm's gains are 1 each. The drawn weights' own differs by about 1 / sqrt(2 elements) of it.
     """
     with torch.device("meta"):
-        model = Llama(config)
+        model = decoder(config)
     squares = (
         weight.numel() * (1.0 if weight.dim() == 1 else deviation(name, config) ** 2)
         for name, weight in model.named_parameters()

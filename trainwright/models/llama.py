@@ -4,7 +4,9 @@ Shapes in comments: B batch, T length, D hidden size, G KV heads, R query heads 
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -154,25 +156,32 @@ class Llama(nn.Module):
     has the embedding too, the part with the last the final norm and the head.
     """
 
+    block: Callable[[ModelConfig, AttentionKernel], nn.Module] = Block
+
     def __init__(
         self, config: ModelConfig, kernel: AttentionKernel | None = None, layers: range | None = None
     ) -> None:
         super().__init__()
         self.config = config
-        self.kernel = kernel or Sdpa()
+        self.kernel = kernel or Sdpa(config.sliding_window)
         own = range(config.num_hidden_layers) if layers is None else layers
         self.begins, self.ends = own.start == 0, own.stop == config.num_hidden_layers
         if self.begins:
             self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList()
         for number in own:
-            self.layers.add_module(str(number), Block(config, self.kernel))
+            self.layers.add_module(str(number), self.block(config, self.kernel))
         if self.ends:
             self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
             self.lm_head = Head(config.hidden_size, config.vocab_size)
         if self.begins and self.ends and config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.angles = inverse_frequencies(config)
+
+    def through(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """What a layer makes of its inputs, (B, T, D)."""
+        x: Tensor = layer(*inputs)
+        return x
 
     def forward(
         self,
@@ -196,8 +205,11 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens) if hidden is None else hidden
         start = 0 if cache is None else cache[0].length
         rope = rope_tables(self.angles.to(x.device), start, tokens.shape[1], x.dtype)
+        window = self.config.sliding_window
+        if documents is None and cache is None and window is not None and window < tokens.shape[1]:
+            documents = torch.zeros_like(tokens)  # one: with a window not even that is seen whole
         mask = None if documents is None else self.kernel.mask(documents)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, None if cache is None else cache[index])
+            x = self.through(layer, x, rope, mask, None if cache is None else cache[index])
         result: Tensor = self.lm_head(self.norm(x), targets) if self.ends else x
         return result

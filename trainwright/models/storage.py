@@ -20,18 +20,31 @@ class SeparateWeight(NamedTuple):
     """One weight of the reference model inside a stored parameter.
 
     rows: (n,) int64, the stored rows that hold this weight's rows in its own order; None: all, in order.
+    expert: which of a stack of matrices (experts, rows, columns) they are rows of; None: it is no stack.
     """
 
     name: str
     rows: Tensor | None = None
+    expert: int | None = None
 
 
 class Piece(NamedTuple):
-    """A block of a stored parameter, such as a rank's shard: its values, and where in the whole it starts."""
+    """A block of a stored parameter, such as a rank's shard: its values, and where in the whole it starts.
+
+    expert: the first one of a stack of matrices (experts, rows, columns).
+    """
 
     values: Tensor
     row: int = 0
     column: int = 0
+    expert: int = 0
+
+    def of(self, expert: int | None) -> "Piece | None":
+        """What is here of a stack's matrix; None: nothing. Of what is no stack, itself."""
+        if expert is None:
+            return self
+        here = expert - self.expert
+        return Piece(self.values[here], self.row, self.column) if 0 <= here < len(self.values) else None
 
     def rows_of(self, stored_rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """A separate weight's rows that lie in this piece: their numbers in that weight, and here.
@@ -75,7 +88,7 @@ def gate_up_rows(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def stored_weights(config: ModelConfig) -> Iterator[tuple[str, list[SeparateWeight]]]:
-    """Every stored parameter of a Llama in order, with the separate weights that it holds."""
+    """Every stored parameter of a Llama or Mixtral in order, with the separate weights that it holds."""
 
     def whole(name: str) -> tuple[str, list[SeparateWeight]]:
         return name, [SeparateWeight(name)]
@@ -93,6 +106,9 @@ def stored_weights(config: ModelConfig) -> Iterator[tuple[str, list[SeparateWeig
             yield from map(whole, (q, k, v))
         yield whole(f"{layer}.self_attn.o_proj.weight")
         yield whole(f"{layer}.post_attention_layernorm.weight")
+        if config.moe.num_local_experts is not None:
+            yield from _sparse_weights(layer, config, config.moe.num_local_experts)
+            continue
         if config.coalesce:
             separate = [SeparateWeight(*pair) for pair in zip((gate, up), gate_up_rows(config), strict=True)]
             yield f"{layer}.mlp.gate_up_proj.weight", separate
@@ -102,3 +118,29 @@ def stored_weights(config: ModelConfig) -> Iterator[tuple[str, list[SeparateWeig
     yield whole("norm.weight")
     if not config.tie_word_embeddings:
         yield whole("lm_head.weight")
+
+
+def _sparse_weights(
+    layer: str, config: ModelConfig, experts: int
+) -> Iterator[tuple[str, list[SeparateWeight]]]:
+    """The stored parameters of a layer's mixture of experts: the router's, and stacks of the experts' matrices.
+
+    The separate weights have the names of Mixtral's own files, where w1 is the gate, w2 down and w3 up.
+    """
+    moe = f"{layer}.block_sparse_moe"
+    gate_rows, up_rows = gate_up_rows(config) if config.coalesce else (None, None)
+
+    def of_each(*weights: tuple[str, Tensor | None]) -> list[SeparateWeight]:
+        return [
+            SeparateWeight(f"{moe}.experts.{expert}.{name}.weight", rows, expert)
+            for expert in range(experts)
+            for name, rows in weights
+        ]
+
+    yield f"{layer}.mlp.gate.weight", [SeparateWeight(f"{moe}.gate.weight")]
+    if config.coalesce:
+        yield f"{layer}.mlp.experts.gate_up_proj.weight", of_each(("w1", gate_rows), ("w3", up_rows))
+    else:
+        yield f"{layer}.mlp.experts.gate_proj.weight", of_each(("w1", None))
+        yield f"{layer}.mlp.experts.up_proj.weight", of_each(("w3", None))
+    yield f"{layer}.mlp.experts.down_proj.weight", of_each(("w2", None))

@@ -31,13 +31,19 @@ def rounding_key(seed: int, step: int, name: str) -> int:
 
 
 def halves_of(piece: Piece, key: int) -> tuple[Tensor, Tensor]:
-    """What `bits_of` takes: int32 of a piece's rows, (r,), and of its columns, (c,); a vector is a row."""
-    device = piece.values.device
-    row, column = (0, piece.row) if piece.values.dim() == 1 else (piece.row, piece.column)
-    height, width = as_matrix(piece.values).shape
+    """What `bits_of` takes of `as_matrix(piece.values)`: int32 of its rows, (r,), and of its columns, (c,).
+
+    Of a stack each matrix has a key of its own.
+    """
+    device, shape = piece.values.device, piece.values.shape
+    row, column = (0, piece.row) if len(shape) == 1 else (piece.row, piece.column)
+    height = 1 if len(shape) == 1 else shape[-2]
     rows = torch.arange(row, row + height, dtype=torch.int32, device=device)
-    columns = torch.arange(column, column + width, dtype=torch.int32, device=device)
-    return of_rows(key, rows), of_columns(columns)
+    columns = torch.arange(column, column + shape[-1], dtype=torch.int32, device=device)
+    if len(shape) < 3:
+        return of_rows(key, rows), of_columns(columns)
+    keys = [key_of(key, piece.expert + number) for number in range(shape[0])]
+    return torch.cat([of_rows(own, rows) for own in keys] or [rows[:0]]), of_columns(columns)
 
 
 def bits_of(rows: Tensor, columns: Tensor) -> Tensor:
@@ -46,6 +52,6 @@ def bits_of(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """A view of a vector as one row; of a matrix, itself."""
-    assert tensor.dim() in (1, 2)
-    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
+    """A view of a vector as one row, of a stack of matrices as one; of a matrix, itself."""
+    assert tensor.dim() in (1, 2, 3)
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.flatten(0, -2)

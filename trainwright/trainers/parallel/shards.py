@@ -1,9 +1,11 @@
 """A rank's own part of parameters that are stored as DTensors."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Placement
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 from trainwright.models.storage import Piece
 
@@ -55,7 +57,16 @@ def local_pieces(model: nn.Module) -> dict[str, Piece]:
 def _piece(parameter: nn.Parameter) -> Piece:
     if not isinstance(parameter, DTensor):
         return Piece(parameter.detach())
-    _, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return Piece(local(parameter), *offset)
+    mesh, coordinate = parameter.device_mesh, parameter.device_mesh.get_coordinate()
+    assert coordinate is not None
+    start = _start(parameter.shape, mesh.shape, tuple(coordinate), parameter.placements)
+    return Piece(local(parameter), *start)
+
+
+@cache
+def _start(
+    shape: torch.Size, mesh: tuple[int, ...], coordinate: tuple[int, ...], placements: tuple[Placement, ...]
+) -> tuple[int, ...]:
+    """Where in the whole a rank's part starts. Of many layers the same, and on many ranks slow to find out."""
+    _, offset = _compute_local_shape_and_global_offset(shape, mesh, list(coordinate), placements)
+    return offset

@@ -89,5 +89,5 @@ def _row_norms(tensor: Tensor) -> Iterator[Tensor]:
     elif tensor.dtype == torch.float32:
         yield torch.linalg.vector_norm(tensor, dim=-1)
     else:
-        for rows in tensor.split(max(1, ELEMENTS_AT_ONCE // max(1, tensor.shape[-1]))):
+        for rows in tensor.flatten(0, -2).split(max(1, ELEMENTS_AT_ONCE // max(1, tensor.shape[-1]))):
             yield torch.linalg.vector_norm(rows.float(), dim=-1)

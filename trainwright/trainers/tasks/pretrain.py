@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from trainwright.configs.schema import Recipe
 from trainwright.models.attention import KERNELS
+from trainwright.models.decoder import decoder, decoder_plan
 from trainwright.models.generate import generate
 from trainwright.models.hf import load_hf, write_to
 from trainwright.models.init import init_weights
-from trainwright.models.llama import Llama
-from trainwright.models.llama_plan import llama_plan, llama_units
+from trainwright.models.llama_plan import llama_units
 from trainwright.models.plan import Plan, Units
 from trainwright.models.storage import Piece
 from trainwright.trainers.checkpoint.load import read_state
@@ -33,7 +33,7 @@ from trainwright.trainers.recompute import recompute_activations
 
 
 class Pretraining:
-    """A Llama on a stream of text; implements `Task`."""
+    """A Llama or a Mixtral on a stream of text; implements `Task`."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         self.recipe = recipe
@@ -43,7 +43,8 @@ class Pretraining:
     def build_model(self, platform: Platform, layers: range | None = None) -> nn.Module:
         """See `Task`."""
         with torch.device("meta"):
-            model = Llama(self.recipe.model, KERNELS[platform.attention](), layers)
+            config = self.recipe.model
+            model = decoder(config, KERNELS[platform.attention](config.sliding_window), layers)
         train = self.recipe.train
         recompute_activations(model.layers, train.activation_checkpointing, train.recompute_keep)
         if train.compile:
@@ -54,7 +55,7 @@ class Pretraining:
 
     def plan(self) -> tuple[Plan, Units]:
         """See `Task`."""
-        return llama_plan(self.recipe.model), llama_units(self.recipe.model)
+        return decoder_plan(self.recipe.model), llama_units(self.recipe.model)
 
     def fill(self, pieces: Mapping[str, Piece]) -> None:
         """See `Task`."""
@@ -90,7 +91,7 @@ class Pretraining:
         prompt = self.recipe.monitor.sample_prompt
         if prompt is None:
             return None
-        model = Llama(self.recipe.model)
+        model = decoder(self.recipe.model)
         read_state(checkpoint, {"model": dict(model.named_parameters())}, alone=True)
         words = self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eos]  # what a new document follows
         ids = torch.tensor([words])
