@@ -93,6 +93,7 @@ def watch_steps(
     """
     recipe, ranks = task.recipe, task.ranks
     model, layout, _ = lay_out_model(recipe, task, ranks, platform)
+    local_pieces(model)  # finds out where they start, which tensors without values can't tell
     counting = CountCollectives(ranks.degrees)
     tracker = MemoryTracker("gathered" if ranks.degrees.data > 1 else "gradients")
     with ExitStack() as stack:
