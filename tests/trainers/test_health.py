@@ -313,7 +313,6 @@ def test_the_verb_prints_a_line_a_node(words: list[str], tmp_path: Path, capsys:
     assert said["vendor"] == "none"
     assert said["health"] == "ok"
     assert float(said["disk_gib"]) > 0
-    assert float(said["seconds"]) < 2
     assert not list(tmp_path.iterdir())
 
 

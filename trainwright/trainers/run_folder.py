@@ -112,7 +112,7 @@ def check_same_run(recipe: Recipe, before: DictConfig | ListConfig, checkpoint: 
 
 
 # What a run may differ in from its checkpoint without a word: where it is kept and watched.
-UNSAID = ("run", "resume", "monitor", "launch", "plan", "versions")
+UNSAID = ("run", "resume", "monitor", "compile_cache", "launch", "plan", "versions")
 
 
 def changed(recipe: Recipe, before: DictConfig | ListConfig) -> dict[str, list[Any]]:
