@@ -1,5 +1,6 @@
 """What the device would compile: an operator again for other shapes, dtypes, or numbers in its arguments."""
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -25,6 +26,8 @@ def _key(name: str, value: Any) -> Hashable:
         return tuple(_key(name, one) for one in value)
     if isinstance(value, int | float) and name in OPERANDS:
         return type(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # which is equal to no other
     if isinstance(value, int | float | str | torch.dtype | torch.device | None):
         return value
     return type(value)

@@ -111,6 +111,13 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
     return [torch.float32, torch.float16, torch.bfloat16]
 
 
+def get_rng_state(device: Any = None) -> torch.Tensor:
+    return torch.get_rng_state()  # nothing is drawn on the device
+
+
+def set_rng_state(state: torch.Tensor, device: Any = None) -> None: ...
+
+
 def manual_seed_all(seed: int) -> None: ...
 
 

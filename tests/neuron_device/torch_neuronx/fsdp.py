@@ -1,12 +1,19 @@
-"""FSDP asks for a tensor's storage, to free and to compare it: that of the CPU's tensor inside."""
+"""What FSDP asks for beside operators.
+
+A tensor's storage, to free and to compare it, is that of the tensor inside; the accelerator's stream is ours.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 
+from torch_neuronx.device import current_stream
 from torch_neuronx.tensor import NeuronTensor
+
+torch.accelerator.current_stream = current_stream
 
 
 def _inside(tensor: Tensor) -> Tensor:

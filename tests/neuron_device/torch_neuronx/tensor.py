@@ -36,6 +36,16 @@ class NeuronTensor(Tensor):
     def __repr__(self) -> str:
         return f"NeuronTensor({self.inner!r})"
 
+    @property
+    def data(self) -> Tensor:
+        """As torch has it; what is set, as when a module changes its dtype, is set inside too."""
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: "NeuronTensor") -> None:
+        Tensor.data.__set__(self, value)
+        self.inner = value.inner
+
     def tolist(self) -> Any:
         """Python numbers; torch's own refuses subclasses."""
         return self.cpu().tolist()
