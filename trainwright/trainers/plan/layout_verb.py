@@ -20,14 +20,20 @@ def plan_layout(recipe: Recipe) -> None:
     """Print the plan, and write `plan.html` and `plan.json` into `plan.dir`.
 
     Raises:
-        BadRequest: the memory isn't enough, or the folder can't be written to.
+        BadRequest: the memory isn't enough, a rank would fail, or the folder can't be written to.
     """
     layout = Layout(recipe, resolve_degrees(recipe.parallel, planned_ranks(recipe)))
-    print("\n".join(tables(layout) if sys.stdout.isatty() else lines(layout)))
-    texts = {"plan.html": page(layout), "plan.json": json.dumps(as_json(layout), indent=2) + "\n"}
+    print("\n".join(tables(layout) if sys.stdout.isatty() else lines(layout)), flush=True)
+    record = as_json(layout)
+    said = None if layout.fits else with_remedies(layout)
+    if recipe.plan.rehearse:
+        from trainwright.trainers.plan import rehearsal_verb  # builds models, which nothing else here does
+
+        record["rehearsal"], said = rehearsal_verb.rehearse_and_tell(layout)
+    texts = {"plan.html": page(layout), "plan.json": json.dumps(record, indent=2) + "\n"}
     print(f"plan={write(recipe.plan.dir, texts) / 'plan.html'}")
-    if not layout.fits:
-        raise BadRequest(with_remedies(layout))
+    if said:
+        raise BadRequest(said)
 
 
 def lines(layout: Layout) -> Iterator[str]:

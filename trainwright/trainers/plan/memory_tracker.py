@@ -125,13 +125,13 @@ class MemoryTracker(TorchDispatchMode):
                 self._change(kind, size - before)
             return resized
 
-        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
         super().__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign, assignment]
 
     def _enter(self, storage: torch.UntypedStorage, kind: str) -> None:
         gone = weakref.ref(storage, partial(self._leave, storage._cdata))

@@ -27,19 +27,24 @@ def too_large(layout: Layout) -> str:
 
 
 def with_remedies(layout: Layout) -> str:
-    """`too_large`, and the first of the changes that would make it fit."""
-    fitting = [words for words, changed in _changes(layout.recipe) if _fits(changed, layout.ranks)][:NAMED]
+    """`too_large`, and what would make it fit."""
+    return f"{too_large(layout)}: {remedies(layout)}"
+
+
+def remedies(layout: Layout, more: float = 1.0) -> str:
+    """The first of the changes that would make it fit; more: if so many times the memory is needed."""
+    changes = _changes(layout.recipe)
+    fitting = [words for words, changed in changes if _fits(changed, layout.ranks, more)][:NAMED]
     if not fitting:
-        return (
-            f"{too_large(layout)}: take more nodes, or let trainwright plan search look for a layout that fits"
-        )
-    return f"{too_large(layout)}: {' or '.join(fitting)} would do"
+        return "take more nodes, or let trainwright plan search look for a layout that fits"
+    return f"{' or '.join(fitting)} would do"
 
 
-def _fits(recipe: Recipe, ranks: int) -> bool:
+def _fits(recipe: Recipe, ranks: int, more: float) -> bool:
     if any(check_layout(recipe, [ranks])):
         return False
-    return Layout(recipe, resolve_degrees(recipe.parallel, ranks)).fits
+    layout = Layout(recipe, resolve_degrees(recipe.parallel, ranks))
+    return layout.room is None or layout.memory[1].total * more <= layout.room
 
 
 def _changes(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:

@@ -7,6 +7,7 @@ model's. What it makes is followed: the memory by kind and moment, and each coll
 import math
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ def rehearse(recipe: Recipe, world: int, rank: int = 0, platform: str = "cpu") -
     sizes = micro_batches(recipe, degrees)
     first, second = rehearsed(sizes, degrees)
     modes = FakeTensorMode(allow_non_fake_inputs=True), HostReads()
-    with pretended_ranks(recipe.parallel, world, rank) as ranks:
+    with pretended_ranks(recipe.parallel, world, rank) as ranks, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say them
         try:
             task, steps = Blank(recipe, ranks), [sum(first), sum(second)]
             watched = watch_steps(task, Rehearsed(PLATFORMS[platform]), steps, modes)
