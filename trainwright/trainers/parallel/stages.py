@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 
 from trainwright.configs.degrees import stages_per_rank
 from trainwright.configs.schema import ModelConfig, Recipe
-from trainwright.models.attention import Sdpa
-from trainwright.models.llama import Block
+from trainwright.models.storage import head_dim, kv_heads
 
 
 def stages_of_rank(rank: int, ranks: int, per_rank: int) -> range:
@@ -36,10 +34,11 @@ def deal_layers(layers: int, stages: int, head: float) -> list[range]:
 
 
 def head_in_layers(config: ModelConfig) -> float:
-    """The work of a Llama's head in layers, by the elements of their matrices."""
-    with torch.device("meta"):
-        block = Block(config, Sdpa())
-    return config.vocab_size * config.hidden_size / sum(weight.numel() for weight in block.parameters())
+    """The work of a Llama's head in layers, by the elements of their matrices and norms."""
+    hidden, head = config.hidden_size, head_dim(config)
+    attention = 2 * hidden * head * (config.num_attention_heads + kv_heads(config))
+    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    return config.vocab_size * hidden / layer
 
 
 def layers_of_rank(recipe: Recipe, rank: int, ranks: int) -> list[range]:

@@ -14,14 +14,15 @@ the schedules of torch.distributed.pipelining; tests count a real step.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import astuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.distributed.tensor import Placement, Shard
 
 from trainwright.configs.degrees import Degrees, stages_per_rank
-from trainwright.configs.schema import Recipe
+from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.models import cross_entropy
 from trainwright.models.llama import Head, Llama
 from trainwright.models.llama_plan import llama_plan, llama_units
@@ -87,11 +88,15 @@ def by_group(traffic: Iterable[Traffic], degrees: Degrees) -> dict[tuple[str, st
 
 
 class Part(NamedTuple):
-    """A stage's part of the model, or the whole; its modules' styles, and the `orders_of_work` of the stage."""
+    """A stage's part of the model, or the whole: its modules' styles, its units, and its `orders_of_work`."""
 
     model: Llama
     styles: dict[str, Style]
-    order: str
+    units: list[list[nn.Module]]
+    order: str = ""
+
+
+_made: dict[tuple[Any, ...], Part] = {}  # on the meta device: a search asks for the same ones again and again
 
 
 def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0, pp_rank: int = 0) -> list[Traffic]:
@@ -124,12 +129,19 @@ def step_traffic(recipe: Recipe, degrees: Degrees, data_rank: int = 0, pp_rank: 
 def _parts(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[Part]:
     orders = orders_of_work(recipe, degrees, pp_rank)
     own = layers_of_rank(recipe, pp_rank, degrees.pp) if degrees.pp > 1 else [None]
-    parts = []
-    for layers, order in zip(own, orders, strict=True):
+    return [
+        _part(recipe.model, layers)._replace(order=order) for layers, order in zip(own, orders, strict=True)
+    ]
+
+
+def _part(config: ModelConfig, layers: range | None) -> Part:
+    key = (astuple(config), layers)
+    if key not in _made:
         with torch.device("meta"):
-            model = Llama(recipe.model, layers=layers)
-        parts.append(Part(model, styles_of(model, llama_plan(recipe.model), part=True), order))
-    return parts
+            model = Llama(config, layers=layers)
+        styles = styles_of(model, llama_plan(config), part=True)
+        _made[key] = Part(model, styles, units_of(model, llama_units(config), part=True))
+    return _made[key]
 
 
 def work_of_rank(recipe: Recipe, degrees: Degrees, pp_rank: int) -> list[tuple[int, str]]:
@@ -278,7 +290,7 @@ def _weights_and_gradients(recipe: Recipe, degrees: Degrees, part: Part) -> Iter
         for name, style in part.styles.items()
         for parameter in part.model.get_submodule(name).parameters()
     }
-    for unit in units_of(part.model, llama_units(recipe.model), part=True):
+    for unit in part.units:
         parameters = {id(p): p for module in unit for p in module.parameters()}
         elements = sum(_padded(p.shape, placed[key], degrees) for key, p in parameters.items())
         if degrees.dp_shard > 1:

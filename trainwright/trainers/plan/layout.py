@@ -10,6 +10,7 @@ from trainwright.trainers.parallel.traffic import Traffic, crossing, step_traffi
 from trainwright.trainers.plan.goodput_parts import parameter_count
 from trainwright.trainers.plan.links import NETWORK, seconds, span
 from trainwright.trainers.plan.memory import Memory, memory_of
+from trainwright.trainers.plan.shapes import ranks_that_differ
 from trainwright.trainers.plan.step_time import StepTime, step_time
 from trainwright.trainers.precision import PRECISIONS
 
@@ -56,7 +57,8 @@ class Layout:
     @cached_property
     def memory(self) -> tuple[int, Memory]:
         """The place in the pipeline of the rank that needs most, and what it needs."""
-        of_ranks = {rank: memory_of(self.recipe, self.degrees, rank) for rank in range(self.degrees.pp)}
+        ranks = ranks_that_differ(self.recipe, self.degrees)
+        of_ranks = {rank: memory_of(self.recipe, self.degrees, rank) for rank in ranks}
         return max(of_ranks.items(), key=lambda one: one[1].total)
 
     @property

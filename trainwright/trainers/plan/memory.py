@@ -102,7 +102,10 @@ class _Step:
             _Stage(units_of_layers(recipe.model, own, degrees.tp), own.start == 0, own.stop == layers)
             for own in dealt
         ]
-        self.buffer = self.reducing = self.reduced = self.deferred = 0
+        self.padded = {unit.kind: unit.padded(self.shards) for stage in self.stages for unit in stage.units}
+        self.buffer = self.reducing = self.reduced = 0
+        # With a zero bubble so many micro-batches wait for their weights' gradients: one more on each rank.
+        self.puts_off, self.deferred = pp_rank, list[int]()
         self.weights, self.optimizer = self._state()
         self.gathered = self.whole = self.gradients = 0
         self.activations = self._batch(recipe, degrees)
@@ -110,7 +113,7 @@ class _Step:
 
     def _state(self) -> tuple[int, int]:
         units = [unit for stage in self.stages for unit in stage.units]
-        own = sum(unit.padded(self.shards) // self.shards for unit in units)
+        own = sum(self.padded[unit.kind] // self.shards for unit in units)
         # In one process mixed precision has the masters beside the weights that it computes with.
         copies = self.element if self.element < self.kept_in and not self.shares else 0
         return own * (self.kept_in + copies), own * 2 * self.kept_in
@@ -155,10 +158,7 @@ class _Step:
 
     def backward(self, stage: _Stage, last: bool) -> None:
         """A micro-batch's backward pass; `last`: of the step."""
-        if self.defers:
-            layers = sum(unit.kind == LAYER for unit in stage.units)
-            self.activations += layers * self.layer.deferred - self.deferred
-            self.deferred = layers * self.layer.deferred
+        deferred = 0
         if not stage.ends:
             self.activations -= self.on.residual
         for index in reversed(range(len(stage.units))):
@@ -171,7 +171,9 @@ class _Step:
             if unit.kind == LAYER:
                 self.activations += self.layer.again
                 self._look(activations=self.layer.work, whole=self.element * unit.largest)
-                self.activations -= self.layer.again + self._kept(stage, index)
+                put_off = self.layer.deferred if self.defers else 0
+                self.activations += put_off - self.layer.again - self._kept(stage, index)
+                deferred += put_off
             elif unit.kind == HEAD:
                 self._look(whole=self.element * self.on.words * self.on.hidden)
                 self.activations -= self.head.kept
@@ -182,6 +184,10 @@ class _Step:
                 self._collect(unit, stage.backwards)
         self.reducing = self.reduced = 0
         stage.backwards += 1
+        self.deferred.append(deferred)
+        self._look()
+        while len(self.deferred) > self.puts_off:
+            self.activations -= self.deferred.pop(0)
         self._look()
 
     def _kept(self, stage: _Stage, index: int) -> int:
@@ -192,14 +198,14 @@ class _Step:
     def _prefetch(self, stage: _Stage, index: int) -> None:
         """Gather ahead."""
         if self.shards > 1 and stage.units[index].kind != EMBEDDING:
-            self.buffer = self.element * stage.units[index].padded(self.shards)
+            self.buffer = self.element * self.padded[stage.units[index].kind]
             self._look()
 
     def _gather(self, stage: _Stage, index: int, ahead: bool = False) -> None:
         """Make a unit's weights whole, where they aren't: by way of a buffer, which `ahead` says is there."""
         if stage.here[index] or not self.shares:
             return
-        size = self.element * stage.units[index].padded(self.shards)
+        size = self.element * self.padded[stage.units[index].kind]
         if self.shards > 1 and not ahead:
             cast = size // self.shards if self.element < self.kept_in else 0
             self._look(gathered=size + cast)
@@ -210,7 +216,7 @@ class _Step:
 
     def _drop(self, stage: _Stage, index: int) -> None:
         if stage.here[index]:
-            self.gathered -= self.element * stage.units[index].padded(self.shards)
+            self.gathered -= self.element * self.padded[stage.units[index].kind]
             stage.here[index] = False
 
     def _collect(self, unit: Unit, before: int) -> None:
@@ -227,7 +233,7 @@ class _Step:
     def _reduce(self, stage: _Stage, index: int, last: bool) -> None:
         """Sum a unit's gradients over the ranks, or keep them whole until that is due."""
         unit, before = stage.units[index], stage.backwards
-        fresh, whole = self.element * unit.elements, self.sums_in * unit.padded(self.shards)
+        fresh, whole = self.element * unit.elements, self.sums_in * self.padded[unit.kind]
         self._look(whole=fresh)
         waits = self.zero <= 1 and not last
         accumulated = self.sums_in * unit.elements if self.zero <= 1 and before else 0
@@ -248,6 +254,6 @@ class _Step:
             self.gradients += (0 if before else own) - (own if last else 0)
         if last or not once:
             times = 1 if once or self.kept_in == FP32 else 2  # bf16 is added up in fp32
-            size = self.kept_in * unit.padded(self.shards) // self.shards
+            size = self.kept_in * self.padded[unit.kind] // self.shards
             self.gradients += size if once or before < times else 0
         self._look()

@@ -37,7 +37,7 @@ def remedies(layout: Layout, more: float = 1.0) -> str:
     fitting = [words for words, changed in changes if _fits(changed, layout.ranks, more)][:NAMED]
     if not fitting:
         return "take more nodes, or let trainwright plan search look for a layout that fits"
-    return f"{' or '.join(fitting)} would do"
+    return f"{' or '.join(fitting[:NAMED])} would do"
 
 
 def _fits(recipe: Recipe, ranks: int, more: float) -> bool:

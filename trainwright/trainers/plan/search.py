@@ -99,6 +99,8 @@ def candidates(recipe: Recipe, ranks: int) -> Iterator[Recipe]:
                         else None,
                     )
                     for size in _micro_batches(recipe.train.global_batch_size, data):
+                        if zero == 2 and size * data >= recipe.train.global_batch_size:
+                            continue  # of one micro-batch it does what zero 1 does
                         train = replace(recipe.train, micro_batch_size=size)
                         yield replace(recipe, parallel=parallel, train=train)
 

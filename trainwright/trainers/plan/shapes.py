@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed.tensor import Shard
 
-from trainwright.configs.schema import ModelConfig
+from trainwright.configs.degrees import Degrees
+from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.models.llama import Embedding, Head, Llama
 from trainwright.models.llama_plan import llama_plan, llama_units
 from trainwright.trainers.parallel.plan import styles_of, units_of
+from trainwright.trainers.parallel.stages import layers_of_rank
 from trainwright.trainers.parallel.tensor_parallel import placement_of
 
 EMBEDDING, LAYER, HEAD = "embedding", "layer", "head"
@@ -19,21 +21,14 @@ EMBEDDING, LAYER, HEAD = "embedding", "layer", "head"
 class Unit(NamedTuple):
     """What data-parallel ranks gather at a time, as a tensor-parallel peer has it.
 
-    kind: one of those above; tied embeddings stand in the head. shapes: of the parameters.
+    kind: one of those above; tied embeddings stand in the head. shapes: of the parameters. elements: of all of
+    them; largest: of the largest one.
     """
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def elements(self) -> int:
-        """Of all its parameters."""
-        return sum(map(math.prod, self.shapes))
-
-    @property
-    def largest(self) -> int:
-        """The elements of the largest one."""
-        return max(map(math.prod, self.shapes))
+    elements: int
+    largest: int
 
     def padded(self, shards: int) -> int:
         """The elements with dim 0 of each filled up to a multiple of `shards`, as FSDP does it."""
@@ -78,5 +73,18 @@ def _units_of_one_layer(config: ModelConfig, tp: int) -> list[Unit]:
         parameters = {id(p) for module in modules for p in module.parameters()}
         heads = any(isinstance(module, Head) for module in modules)
         kind = HEAD if heads else EMBEDDING if isinstance(modules[0], Embedding) else LAYER
-        found.append(Unit(kind, tuple(shape for key, shape in shapes.items() if key in parameters)))
+        own = tuple(shape for key, shape in shapes.items() if key in parameters)
+        sizes = [math.prod(shape) for shape in own]
+        found.append(Unit(kind, own, sum(sizes), max(sizes)))
     return found
+
+
+def ranks_that_differ(recipe: Recipe, degrees: Degrees) -> list[int]:
+    """The places of a pipeline that have the most to keep or to do: first, last, first with the most layers.
+
+    The later ones of as many layers keep fewer micro-batches, and do as much.
+    """
+    if degrees.pp == 1:
+        return [0]
+    layers = [sum(map(len, layers_of_rank(recipe, rank, degrees.pp))) for rank in range(degrees.pp)]
+    return sorted({0, layers.index(max(layers)), degrees.pp - 1})

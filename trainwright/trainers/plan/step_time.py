@@ -22,6 +22,7 @@ from trainwright.trainers.parallel.stages import layers_of_rank
 from trainwright.trainers.parallel.traffic import Traffic, micro_batches, step_traffic
 from trainwright.trainers.plan.activations import attention_kernel, widths
 from trainwright.trainers.plan.links import seconds
+from trainwright.trainers.plan.shapes import ranks_that_differ
 
 DATA_AXES = ("dp_shard", "dp_replicate")
 STEP_ONLY = ("gradients in parts", "batch", "facts of the step")  # once a step, hidden by nothing
@@ -79,7 +80,8 @@ def flops_again(recipe: Recipe, degrees: Degrees) -> float:
 
 def step_time(recipe: Recipe, degrees: Degrees) -> StepTime:
     """That of `recipe` on its cluster: of the rank of the pipeline that takes longest."""
-    return max((_of_rank(recipe, degrees, rank) for rank in range(degrees.pp)), key=lambda time: time.total)
+    ranks = ranks_that_differ(recipe, degrees)
+    return max((_of_rank(recipe, degrees, rank) for rank in ranks), key=lambda time: time.total)
 
 
 def _of_rank(recipe: Recipe, degrees: Degrees, pp_rank: int) -> StepTime:

@@ -1,0 +1,128 @@
+"""`trainwright plan` from the command line."""
+
+import json
+
+import pytest
+
+from tests.trainers.plan.toy import CLUSTER, TINY
+from trainwright.cli import main
+from trainwright.configs.compose import load_recipe
+from trainwright.configs.degrees import resolve_degrees
+from trainwright.configs.planned import any_world, planned_ranks, planned_worlds
+from trainwright.trainers.plan import layout_verb, search_verb
+from trainwright.trainers.plan.layout import GIB, Layout
+from trainwright.trainers.plan.search import search
+from trainwright.trainers.plan.step_time import StepTime
+
+HLAT = ["recipe=llama2_7b", "cluster=trn1.32xlarge", "cluster.nodes=128"]
+TOY = [*TINY, *CLUSTER, "precision=mixed", "train.global_batch_size=8", "train.micro_batch_size=1"]
+
+
+@pytest.fixture
+def refusal(capsys, tmp_path):
+    def refused(*words: str) -> str:
+        assert main(["plan", *words, f"plan.dir={tmp_path}"]) == 2
+        return capsys.readouterr().err.removeprefix("trainwright: ").strip()
+
+    return refused
+
+
+def test_the_recipe_may_come_at_once(tmp_path, capsys):
+    assert main(["plan", *HLAT, f"plan.dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(
+        "plan=layout instance=trn1.32xlarge ranks=4096 pp=1 dp_replicate=1 dp_shard=512"
+    )
+    assert "plan=model parameters=6738415616 " in printed[1]
+    assert printed[-1] == f"plan={tmp_path / 'plan.html'}"
+    assert any('what="activations\' gradients"' in line for line in printed)
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert record["memory"]["fits"]
+    assert record["time"]["step_s"] == pytest.approx(
+        sum(record["time"][f"{part}_s"] for part in StepTime._fields)
+    )
+    page = (tmp_path / "plan.html").read_text()
+    assert "4,096 ranks on trn1.32xlarge" in page
+    assert "http" not in page
+    assert main(["plan", "layout", *HLAT, f"plan.dir={tmp_path}"]) == 0
+
+
+def test_in_a_terminal_it_is_a_table(tmp_path):
+    recipe = load_recipe(TOY, planned_worlds, planned=True)
+    shown = "\n".join(layout_verb.tables(Layout(recipe, resolve_degrees(recipe.parallel, 8))))
+    assert "7,248 parameters" in shown
+    assert "8 ranks on 2 toy: pp 1 x dp_replicate 1 x dp_shard 8 x tp 1" in shown
+    assert "what limits it: " in shown
+    assert "36.0 an hour" in shown
+
+
+def test_what_is_refused(refusal):
+    assert refusal() == (
+        "parallel.dp_shard=-1 takes the ranks that are left, and nothing says how many there are: give "
+        "cluster=NAME cluster.nodes=N, or parallel.dp_shard"
+    )
+    assert refusal(*HLAT[:2], "cluster.nodes=64") == (
+        "parallel.dp_shard=512 x parallel.tp=8 needs 4096 ranks and this run has 2048; parallel.dp_shard=256 "
+        "would fit"
+    )
+    assert "cluster=trn9 is not an option of cluster; the nearest is cluster=trn" in refusal("cluster=trn9")
+    assert "cluster.reached=2.0 must be a number of at least 1e-06 and at most 1.0" in refusal(
+        "cluster.reached=2"
+    )
+    assert "plan.dir=" in refusal(*TOY, "plan.dir=/dev/null/no")
+
+
+def test_what_does_not_fit_names_the_number_and_what_would_do(refusal):
+    said = refusal("recipe=llama2_70b", "cluster=trn1.32xlarge", "cluster.nodes=2", "parallel.dp_shard=1")
+    assert said.startswith("a rank of stage 0 of the pipeline needs ")
+    assert " GiB and has 15.0, the most of it for " in said
+    assert said.endswith("let trainwright plan search look for a layout that fits")
+    toy = load_recipe(TOY, planned_worlds, planned=True)
+    needs = Layout(toy, resolve_degrees(toy.parallel, 8)).memory[1].total
+    tight = refusal(*TOY, f"cluster.memory_gib={needs / GIB * 0.95}")
+    assert tight.endswith("train.activation_checkpointing=full or parallel.pp=2 would do")
+
+
+def test_without_a_cluster_there_is_memory_but_no_time(tmp_path, capsys):
+    assert main(["plan", *TINY, "parallel.dp_shard=1", f"plan.dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "room=None fits=True" in printed
+    assert "step_s" not in printed
+    assert "A step" not in (tmp_path / "plan.html").read_text()
+
+
+def test_the_search_and_the_scaling_leave_their_records(tmp_path, capsys):
+    assert main(["plan", "search", *TOY, f"plan.dir={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "plan_search.json").read_text())
+    assert found["fit"][0]["place"] == 1
+    assert found["own"]
+    assert all(one["why"] for one in found["refused"])
+    assert (
+        main(["plan", "scaling", *TOY, "parallel.dp_shard=8", "cluster.nodes=4", f"plan.dir={tmp_path}"]) == 0
+    )
+    assert [one["nodes"] for one in json.loads((tmp_path / "plan_scaling.json").read_text())] == [1, 2, 4]
+    printed = capsys.readouterr().out
+    assert "plan=layout place=1 " in printed
+    assert "plan=scaling nodes=4 " in printed
+    shown = "\n".join(search_verb.tables(search(load_recipe(TOY, any_world, planned=True), 8)))
+    assert "the recipe's own layout is number " in shown
+
+
+def test_a_search_that_finds_nothing(refusal):
+    assert "none of " in refusal("search", *TOY, "cluster.memory_gib=0.000001")
+
+
+def test_rehearsing_is_asked_for_by_a_word(tmp_path, capsys):
+    assert main(["plan", "--rehearse", "--cfg", "job"]) == 0
+    assert "rehearse: true" in capsys.readouterr().out
+
+
+def test_the_published_run_fits_and_what_is_faster_is_its_neighbour():
+    recipe = load_recipe(HLAT, any_world, planned=True)
+    found = search(recipe, planned_ranks(recipe))
+    assert found.own is not None
+    _, own = found.own
+    assert own.degrees == (1, 1, 512, 8)
+    best = found.fit[0].degrees
+    assert best.pp == 1
+    assert best.tp in (4, 8)
