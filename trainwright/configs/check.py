@@ -247,12 +247,12 @@ def _experts(recipe: Recipe) -> Iterator[str]:
     experts, chosen = moe.num_local_experts, moe.num_experts_per_tok
     if experts is None:
         if moe != MoeConfig():
-            yield "model.moe has keys for experts and model.moe.num_local_experts=null has none: give their number"
+            yield "model.moe says how experts are used and there are none: give model.moe.num_local_experts"
         return
     if chosen > experts:
         yield (
-            f"model.moe.num_experts_per_tok={chosen} is above model.moe.num_local_experts={experts}: a token goes "
-            "to each expert once; lower the one or raise the other"
+            f"model.moe.num_experts_per_tok={chosen} is above model.moe.num_local_experts={experts}: a token "
+            "goes to an expert once; lower the one or raise the other"
         )
     if moe.capacity is not None and not 1 <= moe.capacity < math.inf:
         yield (
@@ -261,8 +261,8 @@ def _experts(recipe: Recipe) -> Iterator[str]:
         )
     if moe.norm_topk_prob and chosen == 1:
         yield (
-            "model.moe.norm_topk_prob=true makes the only gate of model.moe.num_experts_per_tok=1 always 1, from "
-            "which the router learns nothing: set it to false"
+            "model.moe.norm_topk_prob=true makes the only gate of model.moe.num_experts_per_tok=1 always 1, "
+            "from which the router learns nothing: set it to false"
         )
     for axis in ("tp", "pp"):
         if getattr(recipe.parallel, axis) > 1:

@@ -10,21 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainwright.configs.schema import ModelConfig, RopeScaling
+from trainwright.configs.schema import ModelConfig, MoeConfig, RopeScaling
 from trainwright.errors import BadRequest
 
 FILE = "config.json"
 
 # What the model computes whatever the file says; null and an absent key mean the same.
 COMPUTED: dict[str, Any] = {
-    "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
+    "router_jitter_noise": 0.0,
 }
+LLAMA, MIXTRAL = "llama", "mixtral"
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # With Transformers' own defaults for a Llama, which are not all ours.
 OPTIONAL: dict[str, tuple[type, Any]] = {
@@ -35,6 +36,15 @@ OPTIONAL: dict[str, tuple[type, Any]] = {
     "tie_word_embeddings": (bool, False),
     "initializer_range": (float, 0.02),
 }
+# Of a Mixtral besides, or instead.
+SPARSE: dict[str, tuple[type, Any]] = {
+    "num_key_value_heads": (int, 8),
+    "max_position_embeddings": (int, 131072),
+    "rms_norm_eps": (float, 1e-5),
+    "sliding_window": (int, None),
+}
+EXPERTS: dict[str, tuple[type, Any]] = {"num_local_experts": (int, 8), "num_experts_per_tok": (int, 2)}
+THETA = {LLAMA: 10000.0, MIXTRAL: 1000000.0}
 SCALING: dict[str, type] = {
     "factor": float,
     "low_freq_factor": float,
@@ -70,23 +80,31 @@ def from_hf(config: Mapping[str, Any], source: str = FILE) -> dict[str, Any]:
     Raises:
         BadRequest: a key is missing or of the wrong type, or asks for what we can't compute.
     """
+    kind = config.get("model_type")
+    if kind not in THETA:
+        raise BadRequest(f"{source}: model_type={kind!r} is not computed here; {LLAMA!r} and {MIXTRAL!r} are")
     for key, computed in COMPUTED.items():
-        value = config.get(key)
-        if key == "model_type" or value is not None:
-            _must_be(key, value, computed, source)
+        if config.get(key) is not None:
+            _must_be(key, config[key], computed, source)
     fields = {key: _value(config, key, int, source) for key in REQUIRED}
-    fields |= {
+    fields |= _optional(config, OPTIONAL | SPARSE if kind == MIXTRAL else OPTIONAL, source)
+    if kind == MIXTRAL:
+        fields["moe"] = MoeConfig(**_optional(config, EXPERTS, source))
+    return {"family": "llama"} | fields | _rope(config, source, THETA[kind])
+
+
+def _optional(config: Mapping[str, Any], keys: Mapping[str, tuple[type, Any]], source: str) -> dict[str, Any]:
+    return {
         key: default if config.get(key) is None else _value(config, key, kind, source)
-        for key, (kind, default) in OPTIONAL.items()
+        for key, (kind, default) in keys.items()
     }
-    return {"family": "llama"} | fields | _rope(config, source)
 
 
 def to_hf(config: ModelConfig, *, eos: int | list[int] | None, bos: int | None, dtype: str) -> dict[str, Any]:
     """The `config.json` of a model whose weights are stored as `dtype` (`float32`, `bfloat16`, ...).
 
     Raises:
-        BadRequest: a shape that Transformers' Llama refuses.
+        BadRequest: what Transformers' Llama or Mixtral refuses or doesn't compute.
     """
     heads = config.num_attention_heads
     if config.hidden_size % heads:
@@ -97,9 +115,20 @@ def to_hf(config: ModelConfig, *, eos: int | list[int] | None, bos: int | None, 
     scaling = None
     if config.rope_scaling.factor != 1.0:
         scaling = {"rope_type": "llama3"} | asdict(config.rope_scaling)
+    sparse = config.moe.num_local_experts is not None
+    if config.sliding_window is not None and not sparse:
+        raise BadRequest(
+            f"model.sliding_window={config.sliding_window}: Transformers' Llama has none: it can't be exported"
+        )
+    if sparse and not config.moe.norm_topk_prob:
+        raise BadRequest(
+            "model.moe.norm_topk_prob=false: Transformers' Mixtral scales gates to 1: it can't be exported"
+        )
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["MixtralForCausalLM" if sparse else "LlamaForCausalLM"],
+        "model_type": MIXTRAL if sparse else LLAMA,
+        **({"sliding_window": config.sliding_window} if sparse else {}),
+        **({key: getattr(config.moe, key) for key in (*EXPERTS, "router_aux_loss_coef")} if sparse else {}),
         **{key: getattr(config, key) for key in (*REQUIRED, *OPTIONAL)},
         "num_key_value_heads": config.num_key_value_heads or heads,
         "head_dim": config.head_dim or config.hidden_size // heads,
@@ -119,7 +148,7 @@ def to_hf(config: ModelConfig, *, eos: int | list[int] | None, bos: int | None, 
     }
 
 
-def _rope(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], source: str, theta: float) -> dict[str, Any]:
     section = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(section) or {}
     if not isinstance(rope, dict):
@@ -135,7 +164,7 @@ def _rope(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if rope.get("partial_rotary_factor") is not None:
         _must_be(at + "partial_rotary_factor", rope["partial_rotary_factor"], 1.0, source)
     # The section's own value goes before the one beside it, as in Transformers 5.
-    theta = next((c["rope_theta"] for c in (rope, config) if c.get("rope_theta") is not None), 10000.0)
+    theta = next((c["rope_theta"] for c in (rope, config) if c.get("rope_theta") is not None), theta)
     scaling = RopeScaling()
     if kind == "llama3":
         scaling = RopeScaling(**{key: _value(rope, key, kind, source, at) for key, kind in SCALING.items()})

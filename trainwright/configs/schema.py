@@ -39,9 +39,9 @@ class MoeConfig:
     load_balancing: str = one_of("aux_loss", "sinkhorn", "balanced", "none")
     router_aux_loss_coef: float = 0.01  # of aux_loss
     router_z_loss_coef: float = 0.001  # of the mean square of the logits' log-sum-exp; 0: none
-    norm_topk_prob: bool = True  # a token's gates sum to 1; false: they stay its probabilities among all experts
+    norm_topk_prob: bool = True  # a token's gates sum to 1; false: its probabilities among all experts
     sinkhorn_iterations: int = 16
-    capacity: float | None = None  # rows of an expert, in its share of an even load; the rest is dropped; null: none
+    capacity: float | None = None  # room of an expert over its share of an even load; null: drop nothing
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Causal attention in which packed documents don't see each other, by the kernels that a device has.
 
-The platform names the kernel that a model trains with; decoding always uses `Sdpa`. With a window a token attends
-to so many, itself included (Mistral, arXiv 2310.06825).
+The platform names the kernel that a model trains with; decoding always uses `Sdpa`. With a window a token
+attends to so many, itself included (Mistral, arXiv 2310.06825).
 """
 
 from typing import Any, Protocol

@@ -23,7 +23,8 @@ def document_starts(documents: Tensor) -> Tensor:
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
     """Causal attention: q (batch, heads, length, head_dim), k and v with their own number of heads.
 
-    starts: (batch, length) the first key that each query sees, non-decreasing; None: each sequence is one document. bfloat16 is computed in float32.
+    starts: (batch, length) the first key that each query sees, non-decreasing, such as `document_starts`; None:
+    each sequence is one document. bfloat16 is computed in float32.
     The result's memory is laid out as (batch, length, heads, head_dim).
     """
     keep = torch.is_grad_enabled() and q.shape[2] <= KEPT_LENGTH

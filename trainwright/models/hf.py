@@ -1,12 +1,16 @@
-"""Weights to and from Hugging Face's format: a Llama's safetensors files beside a `config.json`.
+"""Weights to and from Hugging Face's format: a model's safetensors files beside a `config.json`.
 
 Tensors pass one at a time (in writing, one output file's worth), so a model needs little more memory
 than its own. The names are those of `stored_weights` with the prefix `model.`, but for the head's.
+
+A Mixtral's experts come in two layouts: a tensor for each matrix of each expert, as published, or fused as
+Transformers 5 holds them in memory, those of a layer in two tensors, (experts, 2 x inner, width) with an
+expert's gate above its up, and (experts, width, inner).
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,23 +23,32 @@ from torch import Tensor
 from trainwright.configs.hf_config import FILE, to_hf
 from trainwright.configs.schema import ModelConfig
 from trainwright.errors import BadRequest
-from trainwright.models.storage import Piece, head_dim, kv_heads, stored_weights
+from trainwright.models.storage import Piece, SeparateWeight, head_dim, kv_heads, stored_weights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
+FUSED = "model.layers.0.mlp.experts.gate_up_proj"  # where it is, experts are in the fused layout
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-Write = Callable[[str, Tensor | None, Tensor], None]  # a stored parameter, its rows (None: all), their values
+# A stored parameter, one of the separate weights in it, and that one's values.
+Write = Callable[[str, SeparateWeight, Tensor], None]
+
+
+class _Part(NamedTuple):
+    """A separate weight in a tensor of the format: the stored parameter that holds it, and its place there."""
+
+    stored: str
+    weight: SeparateWeight
+    place: tuple[int | slice, ...] = ()
 
 
 class _Weight(NamedTuple):
-    """One tensor of the format and the stored rows that hold it."""
+    """One tensor of the format."""
 
     name: str
     shape: tuple[int, ...]
-    stored: str
-    rows: Tensor | None
+    parts: list[_Part]
 
 
 def write_to(pieces: Mapping[str, Piece]) -> Write:
@@ -45,11 +58,11 @@ def write_to(pieces: Mapping[str, Piece]) -> Write:
     """
 
     @torch.no_grad()
-    def write(stored: str, rows: Tensor | None, values: Tensor) -> None:
-        if stored not in pieces:
+    def write(stored: str, weight: SeparateWeight, values: Tensor) -> None:
+        piece = pieces[stored].of(weight.expert) if stored in pieces else None
+        if piece is None:
             return
-        piece = pieces[stored]
-        own, here = piece.rows_of(rows)
+        own, here = piece.rows_of(weight.rows)
         if values.dim() > 1:
             values = values[:, piece.column : piece.column + piece.values.shape[1]]
         target = piece.values
@@ -67,8 +80,8 @@ def load_hf(folder: Path, config: ModelConfig, write: Write) -> None:
         BadRequest: a file is absent or broken, or a tensor is missing, unexpected, of another shape, or
             not of a float dtype.
     """
-    weights = {weight.name: weight for weight in _weights(config)}
     found = _find(folder)
+    weights = {weight.name: weight for weight in _weights(config, fused=FUSED in found)}
     ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
     if config.tie_word_embeddings:
         ignored.add(HEAD)
@@ -89,8 +102,9 @@ def load_hf(folder: Path, config: ModelConfig, write: Write) -> None:
     for path in dict.fromkeys(found.values()):
         with _opened(path) as tensors:
             for name in sorted(tensors.keys() & weights.keys()):
-                weight = weights[name]
-                write(weight.stored, weight.rows, tensors.get_tensor(name))
+                values = tensors.get_tensor(name)
+                for part in weights[name].parts:
+                    write(part.stored, part.weight, values[part.place])
 
 
 def save_hf(
@@ -101,12 +115,13 @@ def save_hf(
     dtype: torch.dtype,
     eos: int | list[int] | None = None,
     bos: int | None = None,
+    fused: bool = False,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
     """Write the stored parameters `state` and `config` to `folder`, complete or not at all.
 
     Weights are cast to `dtype`; a file takes `max_file_bytes` of them unless one alone is larger. `eos`
-    and `bos` are the tokenizer's ids.
+    and `bos` are the tokenizer's ids. fused: the layout of experts.
 
     Raises:
         BadRequest: `folder` isn't empty, or the model has a shape that Transformers refuses.
@@ -120,7 +135,7 @@ def save_hf(
     partial.mkdir(parents=True)
     _write_json(partial / FILE, description)
 
-    groups = _files(config, dtype, max_file_bytes)
+    groups = _files(config, dtype, max_file_bytes, fused)
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
@@ -132,7 +147,13 @@ def save_hf(
     partial.replace(folder)
 
 
-def _weights(config: ModelConfig) -> Iterator[_Weight]:
+def _weights(config: ModelConfig, *, fused: bool) -> Iterable[_Weight]:
+    """The tensors of the format. fused: the layout of experts."""
+    weights = _separate_weights(config)
+    return _with_stacks(weights) if fused else weights
+
+
+def _separate_weights(config: ModelConfig) -> Iterator[_Weight]:
     queries = config.num_attention_heads * head_dim(config)
     keys, width, inner = kv_heads(config) * head_dim(config), config.hidden_size, config.intermediate_size
     shapes = {
@@ -145,12 +166,39 @@ def _weights(config: ModelConfig) -> Iterator[_Weight]:
         "up_proj": (inner, width),
         "down_proj": (width, inner),
         "lm_head": (config.vocab_size, width),
+        "gate": (config.moe.num_local_experts or 0, width),
+        "w1": (inner, width),
+        "w2": (width, inner),
+        "w3": (inner, width),
     }
     for stored, separate in stored_weights(config):
-        for name, rows in separate:
-            module = name.split(".")[-2]
-            hf_name = name if name == HEAD else f"model.{name}"
-            yield _Weight(hf_name, shapes.get(module, (width,)), stored, rows)
+        for weight in separate:
+            module = weight.name.split(".")[-2]
+            name = weight.name if weight.name == HEAD else f"model.{weight.name}"
+            yield _Weight(name, shapes.get(module, (width,)), [_Part(stored, weight)])
+
+
+# Of an expert's matrix: the tensor of all experts in the fused layout, which half of its rows, and of how many.
+STACKS = {"w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1)}
+
+
+def _with_stacks(weights: Iterable[_Weight]) -> Iterable[_Weight]:
+    """`weights` with a layer's experts in two tensors."""
+    found: dict[str, _Weight] = {}
+    for weight in weights:
+        layer, sparse, rest = weight.name.partition(".block_sparse_moe.")
+        (part,) = weight.parts
+        expert = part.weight.expert
+        if expert is None:
+            name = f"{layer}.mlp.{rest}" if sparse else weight.name
+            found[name] = weight._replace(name=name)
+            continue
+        module, half, halves = STACKS[rest.split(".")[-2]]
+        name, height = f"{layer}.mlp.experts.{module}", weight.shape[0]
+        parts = found[name].parts if name in found else []
+        parts.append(part._replace(place=(expert, slice(half * height, (half + 1) * height))))
+        found[name] = _Weight(name, (expert + 1, halves * height, weight.shape[1]), parts)
+    return found.values()
 
 
 def _find(folder: Path) -> dict[str, Path]:
@@ -214,11 +262,11 @@ def _check_tied(found: Mapping[str, Path]) -> None:
             )
 
 
-def _files(config: ModelConfig, dtype: torch.dtype, max_file_bytes: int) -> list[list[_Weight]]:
+def _files(config: ModelConfig, dtype: torch.dtype, max_file_bytes: int, fused: bool) -> list[list[_Weight]]:
     """The weights of each output file, in order."""
     files: list[list[_Weight]] = [[]]
     held = 0
-    for weight in _weights(config):
+    for weight in _weights(config, fused=fused):
         size = _bytes(weight, dtype)
         if files[-1] and held + size > max_file_bytes:
             files.append([])
@@ -236,11 +284,17 @@ def _tensors(
     weights: list[_Weight], state: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     for weight in weights:
-        tensor = state[weight.stored].detach()
-        if weight.rows is not None:
-            tensor = tensor[weight.rows.to(tensor.device)]
-        assert tensor.shape == weight.shape, f"{weight.name}: {tuple(tensor.shape)} is not {weight.shape}"
-        yield weight.name, tensor.to("cpu", dtype).contiguous()
+        tensor = torch.empty(weight.shape, dtype=dtype)
+        for stored, (name, rows, expert), place in weight.parts:
+            values = state[stored].detach()
+            if expert is not None:
+                values = values[expert]
+            if rows is not None:
+                values = values[rows.to(values.device)]
+            into = tensor[place]
+            assert values.shape == into.shape, f"{name}: {tuple(values.shape)} is not {tuple(into.shape)}"
+            into.copy_(values)
+        yield weight.name, tensor
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ class Dispatcher(Protocol):
     """The seam between a router, its experts and where these are."""
 
     def dispatch(self, x: Tensor, experts: Tensor, gates: Tensor) -> Sent:
-        """Tokens x (N, D) on their way to `experts` (N, K), of which `gates` (N, K) says how much each counts."""
+        """Tokens x (N, D) on their way to `experts` (N, K), which count as `gates` (N, K) say."""
 
     def combine(self, made: Tensor, gates: Tensor, sent: Sent) -> Tensor:
         """What the experts made of `sent`, (M, D), added up for each token with its gates (N, K): (N, D)."""

@@ -15,11 +15,9 @@ from trainwright.models.swiglu import coalesced_swiglu
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor | None) -> Tensor:
-    """x (M, inputs), of whose rows each expert has its count in turn, by its matrix of (E, outputs, inputs).
+    """The product of each expert's rows of x (M, inputs) with its matrix of (E, outputs, inputs): (M, outputs).
 
-    counts: (E,) int64; None: all have equally many.
-
-    Returns: (M, outputs).
+    counts: (E,) int64, how many rows each has in turn; None: equally many.
     """
     if counts is None:
         return torch.bmm(x.unflatten(0, (len(weight), -1)), weight.mT).flatten(0, 1)
@@ -41,7 +39,8 @@ def _multiply(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 @_multiply.register_kernel("cuda")
 def _multiply_grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """One kernel for all, which asks nothing of the host."""
-    return torch._grouped_mm(x, weight.mT, offs=_ends(counts))
+    product: Tensor = torch._grouped_mm(x, weight.mT, offs=_ends(counts))
+    return product
 
 
 @_multiply.register_fake

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with which weights (Shazeer et al., arXiv 1701.06538; Mixtral, 2401.04088).
+"""Which experts a token goes to, and with which weights (arXiv 1701.06538; Mixtral, 2401.04088).
 
 Shapes in comments: N tokens, E experts, K experts a token.
 """
@@ -18,7 +18,7 @@ class Routing(NamedTuple):
     """What a router says of N tokens.
 
     experts: (N, K) int64. gates: (N, K) float32, with which the experts' results are added up. aux, z: the two
-    losses before their coefficients. entropy: the mean one of a token's probabilities, in nats. Scalars float32.
+    losses before their coefficients. entropy: of a token's probabilities, the mean, in nats. Scalars float32.
     """
 
     experts: Tensor
@@ -125,7 +125,7 @@ def load_of(experts: Tensor, count: int) -> Tensor:
 def aux_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
     """E times the sum over experts of (share of the choices) x (mean probability): 1 where both are even.
 
-    Switch Transformers, arXiv 2101.03961, equation 4, with K choices a token. Gradients go by the probabilities.
+    Switch Transformers, arXiv 2101.03961, equation 4, with K choices a token.
     """
     tokens, count = probabilities.shape
     share = load_of(experts, count).to(probabilities.dtype) / experts.numel()
