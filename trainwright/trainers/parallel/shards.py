@@ -60,7 +60,7 @@ def _piece(parameter: nn.Parameter) -> Piece:
     mesh, coordinate = parameter.device_mesh, parameter.device_mesh.get_coordinate()
     assert coordinate is not None
     start = _start(parameter.shape, mesh.shape, tuple(coordinate), parameter.placements)
-    return Piece(local(parameter), *start)
+    return Piece(local(parameter), *start[-2:], *start[:-2])  # a stack of matrices has its own dim first
 
 
 @cache
