@@ -14,10 +14,13 @@ from tests.trainers.parallel.runs import Alone, train_and_read, train_until
 from tests.trainers.poison import poisoned
 from trainwright.configs.compose import load_recipe
 from trainwright.errors import NumericalFailure, Preempted
+from trainwright.trainers.health.check import examine, require
 from trainwright.trainers.observers.base import Metrics, Observer, Progress
+from trainwright.trainers.parallel.ranks import open_ranks
+from trainwright.trainers.platform.choose import choose_platform
 from trainwright.trainers.train import train
 
-ON_NEURON = ["platform=neuron", "train.steps=10", "health.check=false"]
+ON_NEURON = ["platform=neuron", "train.steps=6"]
 
 
 class Watch(Observer):
@@ -60,31 +63,31 @@ def test_nothing_is_compiled_after_the_second_step(
     words: str,
 ):
     monkeypatch.setenv(SENDS, "1")
-    often = ["train.validate_every=4", "checkpoint.every=3", f"run.dir={tmp_path}"]
+    often = ["train.steps=8", "train.validate_every=4", "checkpoint.every=3", f"run.dir={tmp_path}"]
     for new in run_on_neuron(on_stand_in, ranks, compiled_by_step, [*base, *ON_NEURON, *often, *words.split()]):
         assert new[0]
         first_validation = 3
         later = [step for number, step in enumerate(new) if number > 1 and number != first_validation]
-        assert later == [[]] * 7
+        assert later == [[]] * 5
 
 
 @pytest.mark.parametrize(("ranks", "words"), [(2, "precision=bf16_sr"), (2, "parallel.tp=2 precision=mixed")])
 def test_a_resumed_run_is_the_same_bit_for_bit(
     run_on_neuron: RankPool, base: list[str], tmp_path: Path, ranks: int, words: str
 ):
-    words = [*base, *ON_NEURON, *words.split(), "checkpoint.every=3", f"run.dir={tmp_path}"]
+    words = [*base, *ON_NEURON, *words.split(), "checkpoint.every=2", f"run.dir={tmp_path}"]
     whole = run_on_neuron(on_stand_in, ranks, train_and_read, [*words, "run.name=whole"])[0]
     broken = [*words, "run.name=broken"]
-    run_on_neuron(on_stand_in, ranks, train_until, 5, broken)
+    run_on_neuron(on_stand_in, ranks, train_until, 3, broken)
     assert run_on_neuron(on_stand_in, ranks, train_and_read, broken)[0] == whole
 
 
 def test_a_run_goes_on_in_another_layout_on_another_device(
     run_on_neuron: RankPool, run_on_ranks: RankPool, base: list[str], alone: Alone, tmp_path: Path
 ):
-    words = [*base, "train.steps=10", "checkpoint.every=3", f"run.dir={tmp_path}", "run.name=run"]
-    run_on_neuron(on_stand_in, 2, train_until, 4, [*words, "platform=neuron"])
-    run_on_ranks(train_until, 2, 7, [*words, "platform=cpu", "parallel.tp=2"])
+    words = [*base, "train.steps=6", "checkpoint.every=2", f"run.dir={tmp_path}", "run.name=run"]
+    run_on_neuron(on_stand_in, 2, train_until, 3, [*words, "platform=neuron"])
+    run_on_ranks(train_until, 2, 5, [*words, "platform=cpu", "parallel.tp=2"])
     metrics = run_on_neuron(on_stand_in, 1, train_and_read, [*words, "platform=neuron"])[0]
     found = differences(metrics, alone())
     assert beyond(found, "fp32") == {}, found
@@ -92,7 +95,7 @@ def test_a_run_goes_on_in_another_layout_on_another_device(
 
 class Signal(Observer):
     def on_step(self, progress: Progress, metrics: Metrics) -> None:
-        if progress.step == 4 and os.environ["RANK"] == "1":
+        if progress.step == 3 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -163,8 +166,18 @@ def test_the_command_line_finds_the_device(tiny: list[str], tmp_path: Path):
     assert '"event": "sample"' in (tmp_path / "runs" / "tiny" / "events.jsonl").read_text()
 
 
-def test_its_health_is_checked(tiny: list[str]):
-    words = [*tiny, "platform=neuron", "health.memory_gib=0.01"]
-    run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "trainwright", "health", *words]
-    done = command(*run)
-    assert done.returncode == 0, done.stdout + done.stderr
+def health_found(words: list[str]) -> tuple[dict[str, str], str]:
+    """What a small health check finds: bad nodes, and what the device calls itself."""
+    recipe, platform = load_recipe(words), choose_platform("neuron")
+    platform.product_size, platform.buffer_bytes = 64, 1 << 16
+    with open_ranks(recipe.parallel, platform) as ranks:
+        health = examine(recipe, ranks, platform)
+        require(health, ranks)
+        return health.bad_nodes(), platform.kind()
+
+
+def test_its_health_is_checked(run_on_neuron: RankPool, base: list[str], tmp_path: Path):
+    words = [*base, *ON_NEURON, "health.memory_gib=0.01", f"run.dir={tmp_path}"]
+    for bad, kind in run_on_neuron(on_stand_in, 2, health_found, words):
+        assert bad == {}
+        assert kind.startswith("neuron stand-in (")
