@@ -70,3 +70,11 @@ def test_a_library_that_ends_the_process_is_heard(tiny: list[str], tmp_path: Pat
     )
     assert "\n[MLA 0][NC 0] DMA TX engine 0 is in an abort state\n" in f"\n{done.stderr}"
     assert done.stdout.count("event=start") == 1
+
+
+def test_a_nan_of_the_devices_may_be_its_batchs(tiny: list[str], tmp_path: Path):
+    again = [*tiny, "resilience.pass_over_batch=true"]
+    done = launch("INFER_ERROR_SUBTYPE_NUMERICAL", again, tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "or start again to see whether it is the batch" in done.stderr
+    assert done.stdout.count("event=start") == 2
