@@ -22,6 +22,7 @@ from trainwright.trainers.health.probes import PROBES
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.platform.base import ToolReport
 from trainwright.trainers.platform.cpu import Cpu
+from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 
 Patch = pytest.MonkeyPatch
 SMALL = 1 << 12  # elements: the sums that are checked are larger
@@ -358,3 +359,15 @@ def raising(error: Exception) -> Callable[..., None]:
         raise error
 
     return act
+
+
+def test_a_device_that_another_process_has_is_no_fault_of_the_node(
+    words: list[str], monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+):
+    def taken(self: Cpu, matrix: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("NeuronCore(s) not available - Requested:nc1-nc1 Available:0")
+
+    monkeypatch.setattr(Cpu, "failures", NEURON_ERRORS)
+    monkeypatch.setattr(Cpu, "product", taken)
+    assert main(["health", *words]) == 1
+    assert "another process has the cores (NRT_LOAD_NOT_ENOUGH_NC, 9): end it" in capsys.readouterr().err
