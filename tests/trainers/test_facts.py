@@ -37,9 +37,10 @@ def test_what_is_not_finite_is_nan_on_all_ranks_whatever_the_device_makes_of_it(
 
 def test_a_steps_facts_are_read_as_they_were_brought():
     batch, wishes = tiny_batch(), Wishes()
-    facts = agree(torch.tensor(2.5), torch.tensor([9.0, 16.0]), batch, wishes, Ranks())
+    measured = torch.tensor([0.5, 0.25])
+    facts = agree(torch.tensor(2.5), torch.tensor([9.0, 16.0]), measured, batch, wishes, Ranks())
     targets = int((batch.targets != IGNORE).sum())
-    assert facts.read(wishes) == (2.5, 3.0, 4.0, (targets, False))
+    assert facts.read(wishes) == (2.5, 3.0, 4.0, (targets, False), [0.5, 0.25])
 
 
 def test_targets_are_counted_beyond_what_a_float_counts_to():

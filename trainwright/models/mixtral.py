@@ -84,18 +84,23 @@ class SparseBlock(nn.Module):
 
 
 class Mixtral(Llama):
-    """A Mixtral decoder.
-
-    measured: of the passes with gradients since it was last emptied, `MEASURES` (5,), each the mean over the
-    layers times the micro-batch's target tokens.
-    """
+    """A Mixtral decoder."""
 
     block = SparseBlock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.measured: list[Tensor] = []
+        self._measured: list[Tensor] = []  # by passes
         self._routed: list[Routed] = []  # by the layers of the pass that is under way
+
+    def take_measured(self) -> dict[str, Tensor]:
+        """By `MEASURES` the sums over the passes with gradients since it was last asked.
+
+        Of a pass each is the mean over the layers, times its target tokens.
+        """
+        total = torch.stack(self._measured).sum(0)
+        self._measured = []
+        return dict(zip(MEASURES, total.unbind(), strict=True))
 
     def through(self, layer: nn.Module, *inputs: Any) -> Tensor:
         """See `Llama`."""
@@ -124,7 +129,7 @@ class Mixtral(Llama):
         count = (targets != IGNORE).sum()
         losses, measures = zip(*self._routed, strict=True)
         self._routed = []
-        self.measured.append(torch.stack(measures).mean(0) * count)
+        self._measured.append(torch.stack(measures).mean(0) * count)
         with_routers: Tensor = _Beside.apply(result, torch.stack(losses).sum() * count)  # type: ignore[no-untyped-call]
         return with_routers
 

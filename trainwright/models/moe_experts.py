@@ -29,7 +29,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor | None) -> Tensor:
 @torch.library.custom_op("trainwright::grouped_linear", mutates_args=())
 def _multiply(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """A product for each expert, into its part of the result: large ones, which a loop doesn't slow down."""
-    out = _multiply_shapes(x, weight, counts)
+    out = x.new_empty(x.shape[0], weight.shape[1])
     sizes = counts.tolist()
     for rows, matrix, into in zip(x.split(sizes), weight, out.split(sizes), strict=True):
         torch.mm(rows, matrix.T, out=into)
@@ -39,8 +39,7 @@ def _multiply(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 @_multiply.register_kernel("cuda")
 def _multiply_grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """One kernel for all, which asks nothing of the host."""
-    product: Tensor = torch._grouped_mm(x, weight.mT, offs=_ends(counts))
-    return product
+    return torch._grouped_mm(x, weight.mT, offs=_ends(counts))
 
 
 @_multiply.register_fake

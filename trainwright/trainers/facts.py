@@ -1,6 +1,7 @@
 """What all ranks have to know of a step, as numbers that one all-reduce adds up."""
 
 import math
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def counted(high: float, low: float, going: float) -> Count:
 class Facts(NamedTuple):
     """A step's numbers over all ranks, on the device until they are read.
 
-    following: counts the next batch. wished: what the ranks ask of all.
+    following: counts the next batch. wished: what the ranks ask of all. measured: what the model says besides.
     """
 
     loss: Tensor
@@ -54,13 +55,16 @@ class Facts(NamedTuple):
     param_norm: Tensor
     following: Tensor
     wished: Tensor
+    measured: Tensor
 
-    def read(self, wishes: Wishes) -> tuple[float, float, float, Count]:
+    def read(self, wishes: Wishes) -> tuple[float, float, float, Count, list[float]]:
         """As Python numbers: the step's one wait for the device. What is agreed on goes into `wishes`."""
-        numbers = torch.cat((torch.stack(self[:3]), self.following, self.wished)).tolist()
-        loss, grad_norm, param_norm, *others = numbers
-        wishes.agree(*others[3:])
-        return loss, grad_norm, param_norm, counted(*others[:3])
+        parts = torch.stack(self[:3]), self.following, self.wished, self.measured
+        numbers = iter(torch.cat(parts).tolist())
+        norms, following, wished, measured = (list(islice(numbers, len(part))) for part in parts)
+        wishes.agree(*wished)
+        loss, grad_norm, param_norm = norms
+        return loss, grad_norm, param_norm, counted(*following), measured
 
 
 def add_up(shares: Tensor, counts: list[float], ranks: Ranks) -> tuple[Tensor, Tensor]:
@@ -75,15 +79,18 @@ def add_up(shares: Tensor, counts: list[float], ranks: Ranks) -> tuple[Tensor, T
     return torch.where(unsound > 0, math.nan, total), counts_of_all
 
 
-def agree(loss: Tensor, squares: Tensor, following: Batch, wishes: Wishes, ranks: Ranks) -> Facts:
+def agree(
+    loss: Tensor, squares: Tensor, measured: Tensor, following: Batch, wishes: Wishes, ranks: Ranks
+) -> Facts:
     """The step's one small all-reduce. It also counts the batch that comes next, so that no step needs two.
 
     loss: this rank's share of the step's mean loss. squares: of the sums of squares of gradients and weights.
+    measured: (m,), of other means.
     """
     counts = [*count(following, ranks), *wishes.numbers()]
-    total, others = add_up(torch.cat((loss.reshape(1), squares)), counts, ranks)
-    norms = total[1:].sqrt()
-    return Facts(total[0], norms[0], norms[1], others[:3], others[3:])
+    total, others = add_up(torch.cat((loss.reshape(1), squares, measured)), counts, ranks)
+    norms = total[1:3].sqrt()
+    return Facts(total[0], norms[0], norms[1], others[:3], others[3:], total[3:])
 
 
 def count_all(batch: Batch, ranks: Ranks, device: torch.device) -> Count:

@@ -76,14 +76,16 @@ def train_steps(
         upcoming = next(stream)
         data_time = time.perf_counter() - asked
         where.at("agree", step)
-        facts = agree(loss_sum / target_tokens, stepper.squares(), upcoming, wishes, ranks)
+        measured = stepper.measured()
+        others = loss_sum.new_tensor([]) if not measured else torch.stack([*measured.values()]) / target_tokens
+        facts = agree(loss_sum / target_tokens, stepper.squares(), others, upcoming, wishes, ranks)
         where.at("update", step)
         lr = learning_rate(optim, total_steps, step)
         # An update that may be skipped waits for the step's numbers; any other is under way before they come.
         waits = monitor.skips
         if not waits:
             stepper.update(lr, facts.grad_norm, optim.clip)
-        loss, grad_norm, param_norm, count = facts.read(wishes)
+        loss, grad_norm, param_norm, count, means = facts.read(wishes)
         judgement = monitor.look(step, loss, grad_norm, param_norm)
         if waits:
             stepper.update(lr, facts.grad_norm, optim.clip, skip=judgement.skip)
@@ -102,6 +104,7 @@ def train_steps(
             "grad_norm": grad_norm,
             "param_norm": param_norm,
             "epoch": batch.epoch,
+            **dict(zip(measured, means, strict=True)),
             **meter.speed(target_tokens, step_time, data_time),
         }
         if validation and _validates(step, train):

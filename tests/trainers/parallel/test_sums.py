@@ -40,8 +40,8 @@ def by_own_targets(stepper: EagerStepper, batch: Batch, target_tokens: int) -> T
     return forward_backward(stepper, batch, own * stepper.layout.ranks.data_ranks)
 
 
-def mean_of_own_loss(loss: Tensor, squares: Tensor, following: Batch, wishes: Any, ranks: Any) -> Any:
-    return agree(loss / ranks.size, squares, following, wishes, ranks)
+def mean_of_own_loss(loss: Tensor, *others: Any) -> Any:
+    return agree(loss / others[-1].size, *others)
 
 
 def cut_only(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from trainwright.models.llama import Head
 from trainwright.trainers.parallel.ranks import Ranks
@@ -33,9 +34,21 @@ def apply_data_parallel(
     mesh = ranks.mesh["dp_replicate", "dp_shard"] if hybrid else ranks.mesh["dp_shard"]
     lower = None if computes_in == torch.float32 else computes_in
     policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=reduces_in)
+
+    def cut(parameter: nn.Parameter) -> Shard | None:
+        """Stacks of matrices that can't be dealt evenly are cut by rows, if these can."""
+        stack, shards = parameter.dim() == 3, ranks.degrees.dp_shard
+        return Shard(1) if stack and parameter.shape[0] % shards and not parameter.shape[1] % shards else None
+
     for unit in units:
         again = zero == 3 and not any(isinstance(module, Head) for module in unit)
-        fully_shard(list(unit), mesh=mesh, mp_policy=policy, reshard_after_forward=again)  # type: ignore[arg-type]
+        fully_shard(
+            list(unit),  # type: ignore[arg-type]
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=again,
+            shard_placement_fn=cut,
+        )
         if len(unit) == 1 and isinstance(unit[0], nn.Embedding):
             cast(FSDPModule, unit[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)

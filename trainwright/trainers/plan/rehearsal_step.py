@@ -120,7 +120,7 @@ def watch_steps(
             backward = tracker.peak()
             upcoming = next(given)  # as the loop does
             tracker.begin()
-            facts = agree(loss, stepper.squares(), upcoming, Wishes(), ranks)
+            facts = agree(loss, stepper.squares(), loss.new_tensor([]), upcoming, Wishes(), ranks)
             norms = tracker.peak()
             tracker.begin()
             stepper.update(recipe.optim.lr, facts.grad_norm, recipe.optim.clip)

@@ -26,6 +26,12 @@ class Stepper(Protocol):
         Summed over the ranks they are the squared L2 norms: what several ranks have, one counts.
         """
 
+    def measured(self) -> dict[str, Tensor]:
+        """What the model says of the step's passes besides the loss, for metrics, by name; asked once a step.
+
+        The rank's share of sums over the target tokens, scalars; the names are the same on all ranks.
+        """
+
     def update(self, lr: float, grad_norm: Tensor, clip: float | None, skip: bool = False) -> None:
         """Clip the gradients to norm `clip`, update the weights, drop the gradients; `skip`: only drop.
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.configs.schema import Recipe
+from trainwright.models.mixtral import Mixtral
 from trainwright.trainers.optim import build_optimizer
 from trainwright.trainers.parallel.apply import Layout
 from trainwright.trainers.parallel.shards import counts_here, local, stored_like
+from trainwright.trainers.parallel.stages import parts_of
 from trainwright.trainers.precision import PRECISIONS, weights_of
 
 ELEMENTS_AT_ONCE = 1 << 20  # of a low-precision tensor, that are float32 at a time
@@ -24,6 +26,7 @@ class Updating:
         self.weights.publish()
         self.layout = layout
         self.device = device
+        self._measuring = [part for part in parts_of(model) if isinstance(part, Mixtral)]
         self._counted = [name for name, weight in self.weights.stored.items() if counts_here(weight)]
 
     def collect_gradients(self) -> None:
@@ -38,6 +41,14 @@ class Updating:
         found = self.weights.gradients
         gradients = [found[name] for name in self._counted if name in found]
         return torch.stack((sum_of_squares(gradients, self.device), sum_of_squares(weights, self.device)))
+
+    def measured(self) -> dict[str, Tensor]:
+        """See `Stepper`. Of tensor-parallel peers, which all have the same, one brings it in."""
+        shares: dict[str, Tensor] = {}
+        for part in self._measuring:
+            for name, share in part.take_measured().items():
+                shares[name] = shares.get(name, 0.0) + share * float(self.layout.ranks.tp_rank == 0)
+        return shares
 
     @torch.no_grad()
     def update(self, lr: float, grad_norm: Tensor, clip: float | None, skip: bool = False) -> None:
