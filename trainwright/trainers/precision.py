@@ -74,8 +74,7 @@ class MasterWeights(Weights):
     def __init__(self, model: nn.Module, computes_in: torch.dtype) -> None:
         self.stored = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
         self.local = {name: local(weight) for name, weight in self.stored.items()}
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(computes_in)
+        _round_parameters(model, computes_in)
         self._computed = [local(parameter) for parameter in model.parameters()]
         for master, parameter in zip(self.local.values(), model.parameters(), strict=True):
             parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
@@ -87,6 +86,18 @@ class MasterWeights(Weights):
     def publish(self) -> None:
         """Round the masters into the model's own weights."""
         torch._foreach_copy_(self._computed, list(self.local.values()))
+
+
+def _round_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give `model` parameters of `dtype` instead of its own; tied ones stay tied.
+
+    New ones: what a DTensor has inside keeps its dtype where only its `data` is set.
+    """
+    rounded = {id(one): nn.Parameter(one.detach().to(dtype), one.requires_grad) for one in model.parameters()}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module.register_parameter(key, rounded[id(parameter)])
 
 
 def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:

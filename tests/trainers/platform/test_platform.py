@@ -31,7 +31,7 @@ def test_every_platform_names_a_kernel_that_exists(platform: type[Platform]):
     assert platform.attention in KERNELS
 
 
-@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_devices_that_cannot_round_by_themselves_refuse_it(name: str):
     with pytest.raises(BadRequest) as caught:
         Platform.round_stochastically(PLATFORMS[name].__new__(PLATFORMS[name]), seed=0)
