@@ -21,7 +21,7 @@ TOY = [*TINY, *CLUSTER, "precision=mixed", "train.global_batch_size=8", "train.m
 @pytest.fixture
 def refusal(capsys, tmp_path):
     def refused(*words: str) -> str:
-        assert main(["plan", *words, f"plan.dir={tmp_path}"]) == 2
+        assert main(["plan", *words[:1], f"plan.dir={tmp_path}", *words[1:]]) == 2
         return capsys.readouterr().err.removeprefix("trainwright: ").strip()
 
     return refused
@@ -67,7 +67,7 @@ def test_what_is_refused(refusal):
     )
     assert "cluster=trn9 is not an option of cluster; the nearest is cluster=trn" in refusal("cluster=trn9")
     assert "cluster.reached=2.0 must be a number of at least 1e-06 and at most 1.0" in refusal(
-        "cluster.reached=2"
+        "cluster.reached=2", "parallel.dp_shard=1"
     )
     assert "plan.dir=" in refusal(*TOY, "plan.dir=/dev/null/no")
 

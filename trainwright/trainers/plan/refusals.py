@@ -53,7 +53,7 @@ def _changes(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     smaller = {"micro_batch_size": 1}
     full = {"activation_checkpointing": "full"}
     for keys in (smaller, full, smaller | full):
-        if any(getattr(train, key) != value for key, value in keys.items()):
+        if all(getattr(train, key) != value for key, value in keys.items()):
             words = " ".join(f"train.{key}={value}" for key, value in keys.items())
             yield words, replace(recipe, train=replace(train, **keys))  # type: ignore[arg-type]
     if parallel.zero < 3:

@@ -88,14 +88,15 @@ def lines(found: Found) -> Iterator[str]:
     """What is printed where there is no terminal."""
     yield words(plan="search", fit=len(found.fit), refused=len(found.refused))
     for place, layout in shown(found):
-        yield words(plan="layout", **_record(place, layout))
+        yield words(plan="layout", **record(place, layout))
     if found.own:
-        yield words(plan="own", **_record(*found.own))
+        yield words(plan="own", **record(*found.own))
     for _, count, sentence in found.reasons:
         yield words(plan="refused", count=count, reason=sentence)
 
 
-def _record(place: int, layout: Layout) -> dict[str, Any]:
+def record(place: int, layout: Layout) -> dict[str, Any]:
+    """A layout's numbers."""
     return {
         "place": place + 1,
         **layout.degrees._asdict(),
@@ -116,7 +117,7 @@ def _record(place: int, layout: Layout) -> dict[str, Any]:
 def as_json(found: Found) -> dict[str, Any]:
     """All layouts: those that fit with their numbers, the others with their reason."""
     return {
-        "fit": [_record(place, layout) for place, layout in enumerate(found.fit)],
+        "fit": [record(place, layout) for place, layout in enumerate(found.fit)],
         "own": found.own and found.own[0] + 1,
         "reasons": [{"kind": kind, "count": count, "example": one} for kind, count, one in found.reasons],
         "refused": [{"layout": one.words, "why": one.why} for one in found.refused],
