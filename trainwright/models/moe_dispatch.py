@@ -68,7 +68,7 @@ class Capacity:
 
     factor: the rows of an expert, in its share of an even load. Of more slots those with the smallest gates are
     dropped; of fewer, what is left over computes something that nobody reads.
-    renormalise: the gates of a token's other slots are scaled to the sum that all had.
+    renormalise: the gates of a token's other slots are scaled to sum to 1, as all did.
     """
 
     def __init__(self, experts: int, factor: float, *, renormalise: bool) -> None:
@@ -99,7 +99,7 @@ class Capacity:
         assert sent.kept is not None
         left = gates * sent.kept
         if self.renormalise:
-            left = left * (gates.sum(-1, keepdim=True) / left.sum(-1, keepdim=True).clamp(min=1e-9))
+            left = left / left.sum(-1, keepdim=True).clamp(min=1e-9)
         combined: Tensor = _Combine.apply(made, left, sent.slots, sent.places)  # type: ignore[no-untyped-call]
         return combined
 

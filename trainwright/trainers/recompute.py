@@ -14,8 +14,12 @@ from torch.utils.checkpoint import (
 )
 
 import trainwright.models.blockwise_attention  # noqa: F401 -- registers its operator
+from trainwright.models.moe_experts import GroupedLinear
 
 BLOCKWISE = torch.ops.trainwright.blockwise_attention.default
+
+# How experts' products are made; PyTorch's own batched one makes nothing else in a sparse layer.
+OF_EXPERTS = frozenset({torch.ops.trainwright.grouped_linear.default, torch.ops.aten.bmm.default})
 
 # The words of `train.recompute_keep` and the operators whose results they keep.
 OPERATORS: dict[str, frozenset[Any]] = {
@@ -49,9 +53,11 @@ def recompute_activations(layers: Iterable[nn.Module], mode: str, keep: Sequence
         extra: dict[str, Any] = {}
         if mode == "selective":
             every = "matmul" in keep
-            # A layer's last product is added up and never needed again.
-            products = [*(every or name in keep for name in projections_of(layer)[:-1]), False]
-            extra["context_fn"] = partial(_selective, operators, products, every)
+            products = [every or name in keep for name in projections_of(layer)]
+            of_experts = [every or name in keep for name in projections_of(layer, GroupedLinear)]
+            if not of_experts:
+                products[-1] = False  # a dense layer's last one is added up and never needed again
+            extra["context_fn"] = partial(_selective, operators, products, every, of_experts)
         layer.forward = _recomputing(layer.forward, extra)
 
 
@@ -67,24 +73,30 @@ def _recomputing(forward: Callable[..., Any], extra: dict[str, Any]) -> Callable
     return recomputing
 
 
-def projections_of(layer: nn.Module) -> list[str]:
+def projections_of(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> list[str]:
     """The names of a layer's projections, in the order in which it makes their products."""
     modules = layer.named_modules()
-    return [name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)]
+    return [name.rpartition(".")[2] for name, module in modules if isinstance(module, kind)]
 
 
-def _selective(operators: frozenset[Any], products: Sequence[bool], every: bool) -> Any:
+def _selective(
+    operators: frozenset[Any], products: Sequence[bool], every: bool, of_experts: Sequence[bool]
+) -> Any:
     """The contexts of a layer's forward pass and of its repetition.
 
     products: for each of the layer's matrix products in turn, whether its result is kept; every: of any more.
+    of_experts: the same for those of experts.
     Counting works under `torch.compile` too, which never sees the modules.
     """
     # Up to torch 2.12 the repetition asks again, each operator in the same order.
     turns = {again: chain(products, repeat(every)) for again in (False, True)}
+    turns_of_experts = {again: chain(of_experts, repeat(False)) for again in (False, True)}
 
     def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if operator in OPERATORS["matmul"]:
             kept = next(turns[context.is_recompute])
+        elif operator in OF_EXPERTS:
+            kept = next(turns_of_experts[context.is_recompute])
         else:
             kept = operator in operators and not _with_probabilities(operator, args)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
