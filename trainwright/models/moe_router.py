@@ -93,12 +93,12 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     # A row's largest value is 1: rows are scaled anyhow, and nothing overflows.
     cost = (logits - logits.amax(-1, keepdim=True)).exp()
     tokens, experts = cost.shape
-    columns = cost.new_ones(experts)
-    rows = 1.0 / (tokens * (cost @ columns))
+    # Sums, not matrix products: selective activation checkpointing counts those of a layer.
+    rows = 1.0 / (tokens * cost.sum(1, keepdim=True))
     for _ in range(iterations):
-        columns = 1.0 / (experts * (rows @ cost) + 1e-8)
-        rows = 1.0 / (tokens * (cost @ columns) + 1e-8)
-    return rows.unsqueeze(1) * cost * columns
+        columns = 1.0 / (experts * (rows * cost).sum(0) + 1e-8)
+        rows = 1.0 / (tokens * (cost * columns).sum(1, keepdim=True) + 1e-8)
+    return rows * cost * columns
 
 
 def gates_of(logits: Tensor, probabilities: Tensor, experts: Tensor, moe: MoeConfig) -> Tensor:
