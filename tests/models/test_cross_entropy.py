@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainwright.models import cross_entropy
-from trainwright.models.cross_entropy import IGNORE, linear_cross_entropy
+from trainwright.models.cross_entropy import IGNORE, VocabularyShard, linear_cross_entropy
 
 TOKENS, WIDTH, WORDS = 37, 16, 50
 
@@ -128,3 +128,17 @@ def test_all_logits_are_never_alive(monkeypatch):
     with Largest() as largest:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
     assert largest.elements == tokens * words  # what is avoided, and shows that the count counts
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_shard_whose_logits_are_not_finite_says_so_whatever_its_peers_get(bad: float):
+    def other(tensor: torch.Tensor) -> None:
+        """The sum with another shard's numbers on a device that makes finite ones of all."""
+        tensor.nan_to_num_(nan=0.0).add_(1.0)
+
+    hidden, weight, targets = inputs(torch.float32)
+    shard = VocabularyShard(0, sum=other, max=lambda tensor: tensor.nan_to_num_(nan=0.0))
+    assert linear_cross_entropy(hidden, weight, targets, shard).isfinite()
+    with torch.no_grad():
+        weight[3, 2] = bad
+        assert linear_cross_entropy(hidden, weight, targets, shard).isnan()

@@ -161,3 +161,13 @@ def test_norms_of_bf16_tensors_are_added_up_in_float32():
     found = sum_of_squares([weight, weight[0]], torch.device("cpu"))
     expected = weight.double().square().sum() + weight[0].double().square().sum()
     assert found.double() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"), [(2.5, 0.0), (float("nan"), float("nan")), (float("inf"), float("nan"))]
+)
+def test_of_tensor_parallel_peers_any_tells_of_a_loss_that_is_not_finite(loss: float, share: float):
+    second = stepper(tiny_recipe("train.micro_batch_size=4"))
+    second.layout = Layout(Ranks(tp_rank=1), zero=0)
+    second.loss = lambda model, batch: torch.tensor(loss)
+    assert float(second.evaluate(tiny_batch())) == pytest.approx(share, nan_ok=True)
