@@ -38,6 +38,21 @@ def refusal(*overrides: str) -> str:
         ),
         (["platform=tpu"], "platform takes auto or cpu or cuda, not 'tpu'"),
         (["run.name=../x"], "run.name=../x must be the plain name of a folder; run.dir says where it stands"),
+        (["model.moe.num_local_experts=0"], "model.moe.num_local_experts=0 must be at least 1"),
+        (["model.moe.load_balancing=none"], "there are none: give model.moe.num_local_experts"),
+        (["model.moe.num_local_experts=1"], "num_experts_per_tok=2 is above model.moe.num_local_experts=1"),
+        (
+            ["model.moe.num_local_experts=4", "model.moe.capacity=0.5"],
+            "model.moe.capacity=0.5 must be at least 1, room for an even load; null drops nothing",
+        ),
+        (
+            ["model.moe.num_local_experts=4", "model.moe.num_experts_per_tok=1"],
+            "from which the router learns nothing: set it to false",
+        ),
+        (
+            ["model.moe.num_local_experts=4", "parallel.tp=2"],
+            "parallel.tp=2: this version has a mixture of experts on data-parallel ranks only; set parallel.tp=1",
+        ),
         (["optim.lr=nan"], "optim.lr=nan must be a number of at least 0.0"),
         (["optim.beta1=2"], "optim.beta1=2.0 must be a number of at least 0.0 and at most 0.9999999"),
         (["plan.hang_share=2"], "plan.hang_share=2.0 must be a number of at least 0.0 and at most 1.0"),

@@ -13,7 +13,7 @@ from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
-from trainwright.models.llama import Llama
+from trainwright.models.decoder import decoder
 
 CONFIGS = Path(load_recipe.__code__.co_filename).parent
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -26,7 +26,10 @@ PUBLISHED = {
     "llama3_8b": 8_030_261_248,
     "llama3_70b": 70_553_706_496,
     "llama_1b": 1_100_048_384,
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_620_634_112,
     # Our own.
+    "mixtral_tiny": 9_185_536,
     "llama_350m": 341_099_520,
     "llama_125m": 123_688_704,
     "llama_34m": 33_694_208,
@@ -61,7 +64,7 @@ def build(monkeypatch, tmp_path):
             given = [f"data.paths=[{tmp_path}/data.jsonl]", f"data.tokenizer.path={tmp_path}/tokenizer.json"]
         recipe = load_recipe([f"recipe={name}", *given, *overrides])
         with torch.device("meta"):
-            model = Llama(recipe.model)
+            model = decoder(recipe.model)
         return Built(recipe, ranks, sum(parameter.numel() for parameter in model.parameters()))
 
     return built

@@ -85,7 +85,10 @@ def parameter_count(model: ModelConfig) -> int:
     heads = model.num_attention_heads
     head = model.head_dim or model.hidden_size // heads
     attention = 2 * model.hidden_size * head * (heads + (model.num_key_value_heads or heads))
-    layer = attention + 3 * model.hidden_size * model.intermediate_size + 2 * model.hidden_size
+    feed_forward, experts = 3 * model.hidden_size * model.intermediate_size, model.moe.num_local_experts
+    if experts is not None:
+        feed_forward = experts * (feed_forward + model.hidden_size)  # with the router's row
+    layer = attention + feed_forward + 2 * model.hidden_size
     tables = 1 if model.tie_word_embeddings else 2
     embeddings = tables * model.vocab_size * model.hidden_size
     return model.num_hidden_layers * layer + embeddings + model.hidden_size

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from trainwright.configs.degrees import Degrees
 from trainwright.configs.schema import Recipe
+from trainwright.errors import BadRequest
 from trainwright.trainers.flops import training_flops_per_token
 from trainwright.trainers.parallel.traffic import Traffic, crossing, step_traffic
 from trainwright.trainers.plan.goodput_parts import parameter_count
@@ -29,10 +30,21 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A recipe on a mesh of `degrees`; worked out as it is asked for."""
+    """A recipe on a mesh of `degrees`; worked out as it is asked for.
+
+    Raises:
+        BadRequest: the model has experts, which the arithmetic doesn't know.
+    """
 
     recipe: Recipe
     degrees: Degrees
+
+    def __post_init__(self) -> None:
+        if self.recipe.model.moe.num_local_experts is not None:
+            raise BadRequest(
+                "trainwright plan doesn't work out a mixture of experts yet: plan a dense model, with "
+                "model.moe.num_local_experts=null"
+            )
 
     @property
     def ranks(self) -> int:
