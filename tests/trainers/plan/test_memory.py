@@ -7,7 +7,7 @@ from trainwright.configs.degrees import Degrees
 from trainwright.models import cross_entropy
 from trainwright.trainers.plan.activations import head_memory, layer_memory, widths
 from trainwright.trainers.plan.memory import Memory, memory_of
-from trainwright.trainers.plan.shapes import units_of_layers
+from trainwright.trainers.plan.shapes import ranks_that_differ, units_of_layers
 
 ONE = "parallel.dp_shard=1 platform=cpu"
 TWO = "parallel.dp_shard=2 platform=cuda"
@@ -169,3 +169,25 @@ def test_as_many_micro_batches_as_one_likes():
         memory(Degrees(), ONE, f"train.global_batch_size={rows}", "platform=cuda") for rows in (8, 800)
     )
     assert many == few
+
+
+def test_bf16_gradients_are_added_up_in_fp32():
+    # It is the most in the last micro-batch, whose head is so wide; those before have been added up by then.
+    words = "model.vocab_size=100000 train.seq_len=2 parallel.zero=2 precision=bf16_sr platform=cuda"
+
+    def gradients(rows: int) -> int:
+        recipe = planned(*TINY, words, f"parallel.dp_shard=2 train.global_batch_size={rows}")
+        return memory_of(recipe, Degrees(dp_shard=2)).gradients
+
+    parameters = 2 * 100_000 * 16
+    assert gradients(8) == pytest.approx(2 * parameters / 2, rel=0.01)
+    assert gradients(12) == pytest.approx(4 * parameters / 2, rel=0.01)
+
+
+def test_the_ranks_of_a_pipeline_that_matter():
+    # Layers of equal work, and a head of about one: the last rank has fewer.
+    deep = planned(
+        *TINY, "parallel.pp=4 parallel.dp_shard=1 model.num_hidden_layers=14 train.micro_batch_size=1"
+    )
+    assert ranks_that_differ(deep, Degrees(pp=4)) == [0, 1, 3]
+    assert ranks_that_differ(deep, Degrees()) == [0]

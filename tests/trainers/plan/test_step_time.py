@@ -91,3 +91,13 @@ def test_what_follows_from_it():
     assert layout(Degrees(dp_shard=8), DP, "cluster.attainable=0.000001").binds == "products"
     assert layout(Degrees(dp_shard=8), DP, "cluster.memory_gib=0.00001").binds == "memory"
     assert not layout(Degrees(dp_shard=8), DP, "precision=fp32").timed
+
+
+@pytest.mark.parametrize(("zero", "passes"), [(1, 1), (3, 4)])
+def test_what_hides_it_is_as_many_passes(zero: int, passes: int):
+    words = f"{DP} train.global_batch_size=32 parallel.zero={zero} cluster.attainable=0.001"
+    apart, beside = (
+        layout(Degrees(dp_shard=8), words, f"cluster.overlap={overlap}").time for overlap in (0, 0.01)
+    )
+    # Of four micro-batches those whose passes communicate hide a hundredth of their products' time.
+    assert apart.data - beside.data == pytest.approx(0.01 * passes * apart.compute / 4)
