@@ -39,9 +39,9 @@ def rehearse_layout(layout: Layout) -> list[Rehearsal]:
         (recipe, layout.ranks, pp_rank * each, planned_platform(recipe))
         for pp_rank in ranks_that_differ(recipe, layout.degrees)
     ]
-    if len(calls) == 1:
-        return [rehearse(*calls[0])]
     workers = min(len(calls), os.cpu_count() or 1)
+    if workers == 1:
+        return [rehearse(*call) for call in calls]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         return [told.result() for told in [pool.submit(rehearse, *call) for call in calls]]
 
