@@ -9,11 +9,13 @@ import torch
 
 from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
-from trainwright.trainers.health import probes
-from trainwright.trainers.health.check import examine
+from trainwright.errors import BadNode, BadRequest, NumericalFailure, RunFailed, TrainwrightError
+from trainwright.trainers.health import check, probes
+from trainwright.trainers.health.check import examine, require
 from trainwright.trainers.health.probes import FAILED, NONE, OK, PROBES, Outcome, probe_all
 from trainwright.trainers.parallel.ranks import Ranks, open_ranks
 from trainwright.trainers.platform.cpu import Cpu
+from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 
 Patch = pytest.MonkeyPatch
 WORDS = ["platform=cpu"]
@@ -104,6 +106,63 @@ def test_the_rank_that_fails_is_named(run_on_ranks, spoil: Callable[[Patch], Non
         (failed,) = (one for one in outcomes if one.verdict == FAILED and 1 in one.ranks)
         assert (failed.probe, failed.ranks) == (probe, (1,) if probe != "norm_2d" else failed.ranks)
         assert re.fullmatch(found, failed.found), failed.found
+
+
+def refuse_a_mesh(patch: Patch) -> None:
+    """A device that fails before the ranks come together."""
+
+    def refused(tensors: Any, device: Any) -> Any:
+        raise RuntimeError("operator not implemented")
+
+    patch.setattr(probes, "sum_of_squares", refused)
+
+
+def test_ranks_do_not_wait_for_one_that_cannot_come(run_on_ranks):
+    for outcomes in run_on_ranks(probed, 2, refuse_a_mesh, 1):
+        (failed,) = (one for one in outcomes if one.probe == "norm_2d")
+        assert (failed.verdict, failed.ranks) == (FAILED, (1,))
+        assert failed.found == "RuntimeError: operator not implemented"
+
+
+@pytest.mark.parametrize(
+    ("says", "ends"),
+    [
+        ("NEFF version mismatch", BadRequest),
+        ("NRT_RESOURCE", BadRequest),
+        ("NRT_LOAD_NOT_ENOUGH_NC", RunFailed),
+        ("NRT_EXEC_COMPLETED_WITH_NUM_ERR", NumericalFailure),
+        ("NRT_EXEC_HW_ERR_NC_UE", BadNode),
+        ("who knows", BadNode),
+    ],
+)
+@pytest.mark.parametrize("where", ["product", "parity"])
+def test_only_what_another_node_would_mend_makes_one_bad(
+    says: str, ends: type[TrainwrightError], where: str, monkeypatch: Patch
+):
+    def broken(platform: Cpu) -> Any:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(Cpu, "failures", NEURON_ERRORS)
+    monkeypatch.setattr(
+        probes if where == "parity" else check, "_step" if where == "parity" else "products", broken
+    )
+    with pytest.raises(TrainwrightError) as caught:
+        require(examine(load_recipe(WORDS), Ranks(), Cpu(), thorough=True), Ranks())
+    assert type(caught.value) is ends
+
+
+def test_a_nan_that_was_brought_is_an_answer(monkeypatch: Patch):
+    def told(recipe: Any, ranks: Any, platform: Any) -> Any:
+        raise RuntimeError("NRT_EXEC_COMPLETED_WITH_NUM_ERR")
+
+    monkeypatch.setattr(Cpu, "failures", NEURON_ERRORS)
+    monkeypatch.setattr(probes, "PROBES", (PROBES[-1]._replace(ask=told),))
+    (outcome,) = probe_all(load_recipe(WORDS), Ranks(), Cpu())
+    assert outcome.verdict == FAILED
+
+
+def test_the_nan_comes_last():
+    assert PROBES[-1].name == "inf_all_reduce"
 
 
 def test_a_recipe_that_wants_hardware_to_round_is_told_that_it_does_not():

@@ -13,7 +13,7 @@ from trainwright.trainers.health.probes import Outcome, probe_all
 from trainwright.trainers.node import node_name
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform, ToolReport
-from trainwright.trainers.platform.device_errors import Asks, known_in
+from trainwright.trainers.platform.device_errors import known_in
 from trainwright.trainers.run_folder import checkpoint_folder
 
 CHECKS = ("product", "memory", "links", "clock", "disk", "vendor")
@@ -185,8 +185,8 @@ def _ask_device(
         return Found(node, platform.kind(), answers, free, tools, None)
     except (RuntimeError, OSError) as error:
         known = known_in(str(error), platform.failures)
-        if known and known.asks is Asks.RESTART:  # as where another process has the device
-            raise
+        if known and not known.of_the_node:  # as where another process has the device
+            raise known.error(str(error)) from error
         said = " ".join(str(error).split())[:200]
         return Found(node, "", {}, 0, [], f"can't compute on its device ({type(error).__name__}: {said})")
 

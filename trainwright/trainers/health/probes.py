@@ -5,7 +5,7 @@ they say what to expect.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.parallel.ranks import Ranks
 from trainwright.trainers.platform.base import Platform
 from trainwright.trainers.platform.cpu import Cpu
+from trainwright.trainers.platform.device_errors import Asks, known_in
 from trainwright.trainers.steppers.updating import sum_of_squares
 from trainwright.trainers.tasks.pretrain import Pretraining
+
+T = TypeVar("T")
 
 OK, FAILED, NONE = "ok", "failed", "none"
 
@@ -51,27 +54,48 @@ class Outcome(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A question. touches: what a failure means, and what to do. of_the_node: it is the node's fault."""
+    """A question. touches: what a failure means, and what to do. of_the_node: it is the node's fault.
+
+    ask: what a rank does by itself, and gives the answer, or what all ranks do together to find it.
+    """
 
     name: str
-    ask: Callable[[Recipe, Ranks, Platform], Finding]
+    ask: Callable[[Recipe, Ranks, Platform], Finding | Callable[[], Finding]]
     touches: str
     of_the_node: bool = False
 
 
 def probe_all(recipe: Recipe, ranks: Ranks, platform: Platform) -> list[Outcome]:
-    """Ask all; all ranks call it."""
-    outcomes = []
-    for name, ask, touches, of_the_node in PROBES:
-        try:
-            mine = ask(recipe, ranks, platform)
-        except RuntimeError as error:  # a device that can't do it has answered, too
-            mine = Finding(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        all_found: list[Finding] = ranks.gather(mine)
-        failed = tuple(rank for rank, one in enumerate(all_found) if one.verdict == FAILED)
-        verdict, found = all_found[failed[0] if failed else 0]
-        outcomes.append(Outcome(name, verdict, found, failed, touches, of_the_node))
-    return outcomes
+    """Ask all; all ranks call it.
+
+    Raises:
+        RunFailed, BadRequest, NumericalFailure: a device fails in a way that is no answer, and no node's fault.
+    """
+    return [_outcome(probe, recipe, ranks, platform) for probe in PROBES]
+
+
+def _outcome(probe: Probe, recipe: Recipe, ranks: Ranks, platform: Platform) -> Outcome:
+    mine = _answer(probe, platform, lambda: probe.ask(recipe, ranks, platform))
+    # Who waits in a collective for a rank that couldn't come to it waits for ever.
+    together = all(ranks.gather(not isinstance(mine, Finding)))
+    if not isinstance(mine, Finding):
+        mine = _answer(probe, platform, mine) if together else Finding(NONE, "another rank couldn't begin")
+    all_found: list[Finding] = ranks.gather(mine)
+    failed = tuple(rank for rank, one in enumerate(all_found) if one.verdict == FAILED)
+    verdict, found = all_found[failed[0] if failed else 0]
+    return Outcome(probe.name, verdict, found, failed, probe.touches, probe.of_the_node)
+
+
+def _answer(probe: Probe, platform: Platform, ask: Callable[[], T]) -> T | Finding:
+    """What `ask` gives; a device that can't do what it is asked has answered, too."""
+    try:
+        return ask()
+    except RuntimeError as error:
+        known = known_in(str(error), platform.failures)
+        asked_for = known and known.asks is Asks.NUMBERS and not probe.of_the_node  # a probe may bring a NaN
+        if known and not known.of_the_node and not asked_for:
+            raise known.error(str(error)) from error
+        return Finding(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def _rounding(recipe: Recipe, _ranks: Ranks, platform: Platform) -> Finding:
@@ -86,33 +110,29 @@ def _rounding(recipe: Recipe, _ranks: Ranks, platform: Platform) -> Finding:
     return Finding(verdict, f"{START:.0f} and {TIMES} times {ADDED} make {came_to:.0f}: rounded {how}")
 
 
-def _inf_all_reduce(_recipe: Recipe, ranks: Ranks, platform: Platform) -> Finding:
-    """Whether one rank's infinities and NaN are still such in a sum of all ranks."""
-    if ranks.size == 1:
-        return Finding(NONE, "one process")
-    special = [float("inf"), float("-inf"), float("nan"), 1.0] if ranks.first else [1.0] * 4
-    total = ranks.sum(torch.tensor(special, device=platform.device)).cpu()
-    kept = bool(total[0] == float("inf") and total[1] == -float("inf") and total[2].isnan())
-    verdict = OK if kept and float(total[3]) == ranks.size else FAILED
-    return Finding(verdict, " ".join(f"{number:.3g}" for number in total.tolist()))
-
-
-def _norm_2d(_recipe: Recipe, ranks: Ranks, platform: Platform) -> Finding:
+def _norm_2d(_recipe: Recipe, ranks: Ranks, platform: Platform) -> Finding | Callable[[], Finding]:
     """Whether the norm of a matrix is right, and that of one whose blocks lie on a mesh of ranks."""
     rows, columns = torch.arange(ROWS), torch.arange(COLUMNS)
     matrix = normal(key_of("norm"), rows, columns)
     exact = float(matrix.double().square().sum().sqrt())
     whole = float(sum_of_squares([matrix.to(platform.device)], platform.device).sqrt()) / exact - 1
-    errors = {"whole": whole}
-    if ranks.size > 1:
-        shape = (2, ranks.size // 2) if ranks.size % 2 == 0 else (1, ranks.size)
+    if ranks.size == 1:
+        return _within_error({"whole": whole})
+    shape = (2, ranks.size // 2) if ranks.size % 2 == 0 else (1, ranks.size)
+    row, column = divmod(ranks.rank, shape[1])
+    block = matrix.tensor_split(shape[0])[row].tensor_split(shape[1], dim=1)[column].contiguous()
+    square = sum_of_squares([block.to(platform.device)], platform.device).reshape(1)
+
+    def on_a_mesh() -> Finding:
         mesh = init_device_mesh(platform.device.type, shape, mesh_dim_names=("rows", "columns"))
-        row, column = mesh.get_coordinate() or (0, 0)
-        block = matrix.tensor_split(shape[0])[row].tensor_split(shape[1], dim=1)[column].contiguous()
-        square = sum_of_squares([block.to(platform.device)], platform.device).reshape(1)
         for axis in ("rows", "columns"):
             dist.all_reduce(square, group=mesh[axis].get_group())
-        errors["mesh"] = float(square.sqrt()) / exact - 1
+        return _within_error({"whole": whole, "mesh": float(square.sqrt()) / exact - 1})
+
+    return on_a_mesh
+
+
+def _within_error(errors: dict[str, float]) -> Finding:
     right = all(abs(error) < NORM_ERROR for error in errors.values())
     said = " ".join(f"{key} off by {error:.1e}" for key, error in errors.items())
     return Finding(OK if right else FAILED, said)
@@ -162,18 +182,29 @@ def _batch() -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros((SEQUENCES, 1), np.int64), 0.0)
 
 
+def _inf_all_reduce(_recipe: Recipe, ranks: Ranks, platform: Platform) -> Finding | Callable[[], Finding]:
+    """Whether one rank's infinities and NaN are still such in a sum of all ranks."""
+    if ranks.size == 1:
+        return Finding(NONE, "one process")
+    special = [float("inf"), float("-inf"), float("nan"), 1.0] if ranks.first else [1.0] * 4
+    mine = torch.tensor(special, device=platform.device)
+
+    def summed() -> Finding:
+        total = ranks.sum(mine).cpu()
+        kept = bool(total[0] == float("inf") and total[1] == -float("inf") and total[2].isnan())
+        verdict = OK if kept and float(total[3]) == ranks.size else FAILED
+        return Finding(verdict, " ".join(f"{number:.3g}" for number in total.tolist()))
+
+    return summed
+
+
+# In this order: what a NaN does to a device may last until the process ends.
 PROBES = (
     Probe(
         "stochastic_rounding",
         _rounding,
         "precision.rounding=hardware relies on it, and no other recipe wants it: use precision.rounding="
         "optimizer, and unset NEURON_RT_STOCHASTIC_ROUNDING_EN",
-    ),
-    Probe(
-        "inf_all_reduce",
-        _inf_all_reduce,
-        "a loss or a norm that isn't finite is told by a flag of its own, so training is safe; a sum of "
-        "gradients may hide one rank's Inf: heed the stability monitor's spikes",
     ),
     Probe(
         "norm_2d",
@@ -186,5 +217,11 @@ PROBES = (
         _parity,
         "everything that is trained here: another node, or another release of the device's software",
         of_the_node=True,
+    ),
+    Probe(
+        "inf_all_reduce",
+        _inf_all_reduce,
+        "a loss or a norm that isn't finite is told by a flag of its own, so training is safe; a sum of "
+        "gradients may hide one rank's Inf: heed the stability monitor's spikes",
     ),
 )

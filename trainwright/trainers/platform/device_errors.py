@@ -52,6 +52,11 @@ class Known(NamedTuple):
         """The meaning, the name, and what to do."""
         return f"{self.meaning} ({self.name}): {self.advice or self.asks.value}"
 
+    @property
+    def of_the_node(self) -> bool:
+        """Whether another node has to take this one's place."""
+        return ERRORS[self.asks] is BadNode
+
     def error(self, text: str) -> TrainwrightError:
         """The error to raise, with the line of `text` that tells it.
 
