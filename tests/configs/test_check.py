@@ -36,22 +36,32 @@ def refusal(*overrides: str) -> str:
             ["parallel.dp_shard=0"],
             "parallel.dp_shard=0 must be at least 1, or -1 for the ranks that are left",
         ),
-        (["platform=tpu"], "platform takes auto or cpu or cuda, not 'tpu'"),
+        (["platform=tpu"], "platform takes auto or cpu or cuda or neuron, not 'tpu'"),
         (["run.name=../x"], "run.name=../x must be the plain name of a folder; run.dir says where it stands"),
         (["model.moe.num_local_experts=0"], "model.moe.num_local_experts=0 must be at least 1"),
-        (["model.moe.load_balancing=none"], "there are none: give model.moe.num_local_experts"),
-        (["model.moe.num_local_experts=1"], "num_experts_per_tok=2 is above model.moe.num_local_experts=1"),
+        (
+            ["model.moe.load_balancing=none"],
+            "model.moe says how experts are used and there are none: give model.moe.num_local_experts",
+        ),
+        (
+            ["model.moe.num_local_experts=1"],
+            "model.moe.num_experts_per_tok=2 is above model.moe.num_local_experts=1: "
+            "a token goes to an expert once; lower the one or raise the other",
+        ),
         (
             ["model.moe.num_local_experts=4", "model.moe.capacity=0.5"],
-            "model.moe.capacity=0.5 must be at least 1, room for an even load; null drops nothing",
+            "model.moe.capacity=0.5 must be at least 1, room for an even load; "
+            "null drops nothing whatever the load",
         ),
         (
             ["model.moe.num_local_experts=4", "model.moe.num_experts_per_tok=1"],
+            "model.moe.norm_topk_prob=true makes the only gate of model.moe.num_experts_per_tok=1 always 1, "
             "from which the router learns nothing: set it to false",
         ),
         (
             ["model.moe.num_local_experts=4", "parallel.tp=2"],
-            "parallel.tp=2: this version has a mixture of experts on data-parallel ranks only; set parallel.tp=1",
+            "parallel.tp=2: this version has a mixture of experts on data-parallel ranks only; "
+            "set parallel.tp=1; parallel.tp=2 needs a multiple of 2 ranks and this run has 1",
         ),
         (["optim.lr=nan"], "optim.lr=nan must be a number of at least 0.0"),
         (["optim.beta1=2"], "optim.beta1=2.0 must be a number of at least 0.0 and at most 0.9999999"),

@@ -249,7 +249,7 @@ def _experts(recipe: Recipe) -> Iterator[str]:
         if moe != MoeConfig():
             yield "model.moe says how experts are used and there are none: give model.moe.num_local_experts"
         return
-    if chosen > experts:
+    if chosen > experts > 0:  # else _signs has said it
         yield (
             f"model.moe.num_experts_per_tok={chosen} is above model.moe.num_local_experts={experts}: a token "
             "goes to an expert once; lower the one or raise the other"
