@@ -22,6 +22,7 @@ import torch
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.degrees import resolve_degrees, world_size
 from trainwright.configs.planned import planned_ranks, planned_worlds
+from trainwright.configs.schema import Recipe
 from trainwright.trainers.parallel.ranks import open_ranks
 from trainwright.trainers.parallel.traffic import micro_batches
 from trainwright.trainers.plan.layout import Layout
@@ -79,6 +80,7 @@ def rehearse_large(words: str) -> list[dict[str, Any]]:
             "ranks": layout.ranks,
             "rank": one.rank,
             "seconds": one.seconds,
+            "processor_seconds": one.processor_seconds,
             "seconds_of_all": took,
             "micro_batches": one.micro_batches,
             "rehearsed": one.memory._asdict(),
@@ -90,9 +92,14 @@ def rehearse_large(words: str) -> list[dict[str, Any]]:
     ]
 
 
+def small_recipe(words: str, ranks: int) -> Recipe:
+    """The 5 M Llama's, checked for so many ranks."""
+    return load_recipe([*SHAPE.split(), *words.split()], lambda _: [ranks])
+
+
 def measure(words: str) -> Memory:
     """The highest total of a real step on this rank."""
-    recipe = load_recipe([*SHAPE.split(), *words.split()])
+    recipe = small_recipe(words, world_size())
     with open_ranks(recipe.parallel, Cpu()) as ranks:
         rows = sum(micro_batches(recipe, ranks.degrees))
         watched = watch_steps(Blank(recipe, ranks), Cpu(), [rows] * 2)
@@ -120,7 +127,7 @@ def measure_all() -> list[dict[str, Any]]:
         for line in done.stdout.splitlines():
             if line.startswith(MARK):
                 words, measured = json.loads(line.removeprefix(MARK))
-                recipe = load_recipe([*SHAPE.split(), *words.split()], lambda _, ranks=ranks: [ranks])
+                recipe = small_recipe(words, ranks)
                 rehearsed = rehearse(recipe, ranks).memory
                 arithmetic = memory_of(recipe, resolve_degrees(recipe.parallel, ranks))
                 kinds = {"rehearsed": rehearsed._asdict(), "arithmetic": arithmetic._asdict()}
@@ -141,13 +148,13 @@ def _differs(row: dict[str, Any], of: str = "rehearsed", against: str = "measure
 
 def large_table(rows: list[dict[str, Any]]) -> str:
     """Whole jobs: a line for each rank that was rehearsed."""
-    head = ["job", "ranks", "rank", *Memory._fields, "all, GiB", "by arithmetic", "seconds"]
+    head = ["job", "ranks", "rank", *Memory._fields, "all, GiB", "by arithmetic", "seconds", "of a processor"]
     lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
     for row in rows:
         sizes = [f"{row['rehearsed'][kind] / GIB:.2f}" for kind in Memory._fields]
         totals = [f"{_total(row[of]) / GIB:.2f}" for of in ("rehearsed", "arithmetic")]
         named = [f"`{row['words']}`", f"{row['ranks']:,}", str(row["rank"])]
-        totals.append(f"{row['seconds']:.0f}")
+        totals += [f"{row[key]:.0f}" for key in ("seconds", "processor_seconds")]
         lines.append(f"| {' | '.join([*named, *sizes, *totals])} |")
     return "\n".join(lines)
 
@@ -203,7 +210,7 @@ def main() -> None:
     if args.only != "real":
         results["large"] = [row for words in LARGE for row in rehearse_large(words)]
         for row in results["large"]:
-            against, took = _differs(row, "rehearsed", "arithmetic"), row["seconds"]
+            against, took = _differs(row, "rehearsed", "arithmetic"), row["processor_seconds"]
             print(f"{row['words']} rank {row['rank']}: {took:.0f} s, {against:+.1%} against arithmetic")
     if args.only != "large":
         results["real"] = measure_all()

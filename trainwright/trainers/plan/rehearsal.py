@@ -44,6 +44,7 @@ class Rehearsal(NamedTuple):
     collectives: Counts
     micro_batches: tuple[int, int]
     seconds: float
+    processor_seconds: float
 
 
 def rehearse(recipe: Recipe, world: int, rank: int = 0, platform: str = "cpu") -> Rehearsal:
@@ -54,7 +55,7 @@ def rehearse(recipe: Recipe, world: int, rank: int = 0, platform: str = "cpu") -
     Raises:
         BadRequest: the rank would fail; the sentence names the module where it can be told.
     """
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     recipe = replace(recipe, train=replace(recipe.train, compile=False))
     degrees = resolve_degrees(recipe.parallel, world)
     sizes = micro_batches(recipe, degrees)
@@ -77,6 +78,7 @@ def rehearse(recipe: Recipe, world: int, rank: int = 0, platform: str = "cpu") -
         _of_all(watched, len(first), len(second), len(sizes)),
         (len(sizes), len(second)),
         time.perf_counter() - started,
+        time.process_time() - worked,
     )
 
 
