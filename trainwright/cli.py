@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -210,14 +210,15 @@ def _run(name: str, words: list[str], debug: bool) -> None:
         options = {"worlds": worlds, "planned": True}
     from trainwright.configs.compose import run_with_recipe
     from trainwright.configs.schema import Recipe
-    from trainwright.trainers.platform.environment import set_environment
+    from trainwright.trainers.platform.environment import environment_of
 
     module, function = chosen.target.split(":")
 
     def job(recipe: Recipe) -> None:
-        with _one_speaker(debug):  # inside Hydra, which would print a preamble on every rank
+        # A failure is said inside Hydra, which would print a preamble on every rank, and before graphs are copied.
+        with ExitStack() as after, _one_speaker(debug):
             if name in ON_A_DEVICE:
-                set_environment(recipe)
+                after.enter_context(environment_of(recipe))
             verb: Callable[[Recipe], None] = getattr(import_module(module), function)
             verb(recipe)
 

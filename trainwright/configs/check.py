@@ -199,19 +199,8 @@ def _stability(recipe: Recipe) -> Iterator[str]:
                 yield f"stability.{key}=rollback has no checkpoint to go back to: give checkpoint.every"
 
 
-def no_shared_cache(device: str) -> str:
-    """The sentence that refuses `compile_cache.shared`."""
-    return (
-        f"compile_cache.shared goes with platform=neuron: on {device} nothing reads through one folder to "
-        "another; name a folder in compile_cache.dir"
-    )
-
-
 def _compile_cache(recipe: Recipe) -> Iterator[str]:
-    """Of platform=auto it is said where the device is known."""
     cache = recipe.compile_cache
-    if cache.shared is not None and recipe.platform in ("cpu", "cuda"):
-        yield no_shared_cache(recipe.platform)
     for key in ("dir", "shared"):
         if "://" in (getattr(cache, key) or ""):
             yield f"compile_cache.{key}={getattr(cache, key)} must be a folder: compilers know of no URLs"

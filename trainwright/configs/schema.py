@@ -222,7 +222,7 @@ class CompileCacheConfig:
     """Where compiled graphs are kept, so that a restart finds them."""
 
     dir: str | None = None  # on the node's own disk; below the folder for temporary files unless given
-    shared: str | None = None  # neuron: a folder of all nodes, read where the node's own lacks a graph
+    shared: str | None = None  # a folder of all nodes: copied from before a run, and to after it
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ DOCS = Path(__file__).parents[3] / "docs" / "trainium.md"
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch):
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """An environment without any of the variables, which is put back."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names = [variable.name for preset in PRESETS.values() for variable in preset]
     names += [one.name for all_stale in STALE.values() for one in all_stale]
     for name in (*names, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -55,8 +57,8 @@ def test_what_neuron_gets_on_one_node():
     given = apply(load_recipe(["platform=neuron", "compile_cache.dir=/fast"])).given
     assert given == {
         "NEURON_RT_EXEC_TIMEOUT": "1800",
-        "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": "/fast/local",
         "TORCH_NEURONX_NEFF_CACHE_DIR": "/fast/graphs",
+        "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": "/fast/locks",
         "NKI_COMPILE_CACHE_URL": "/fast/nki",
     }
     assert {name: os.environ[name] for name in given} == given
@@ -90,26 +92,51 @@ def test_the_device_rounds_where_the_recipe_says_so():
     assert given["NEURON_RT_STOCHASTIC_ROUNDING_SEED"] == "5"
 
 
-def test_compiled_graphs_are_on_the_nodes_own_disk_before_a_shared_one():
-    given = apply(load_recipe(["platform=neuron", "compile_cache.shared=/fsx/graphs"])).given
-    assert given["TORCH_NEURONX_NEFF_CACHE_DIR"] == "/fsx/graphs/graphs"
-    assert given["TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR"].startswith("/tmp/")
-    assert given["NKI_COMPILE_CACHE_URL"].startswith("/tmp/")
+ROUNDS = ["precision=bf16_sr", "precision.rounding=hardware"]
+
+
+def test_a_device_that_would_round_unasked_is_refused(monkeypatch):
+    monkeypatch.setenv("NEURON_RT_STOCHASTIC_ROUNDING_EN", "1")
+    apply(load_recipe(["platform=neuron", *ROUNDS]))
+    apply(load_recipe(["platform=cpu"]))
+    with pytest.raises(
+        BadRequest, match="NEURON_RT_STOCHASTIC_ROUNDING_EN=1 in the environment rounds by chance"
+    ):
+        apply(load_recipe(["platform=neuron", "precision=bf16_sr"]))
+
+
+@pytest.mark.parametrize("words", [[], ["precision=bf16_sr"], [*ROUNDS, "seed=7"]])
+def test_the_next_run_of_a_sweep_cannot_round_otherwise(words: list[str]):
+    first = load_recipe(["platform=neuron", *ROUNDS])
+    assert apply(first) == apply(first)
+    with pytest.raises(BadRequest, match="of an earlier run stays in this process"):
+        apply(load_recipe(["platform=neuron", *words]))
+
+
+def test_the_next_run_of_a_sweep_has_its_own_folder():
+    apply(load_recipe(["platform=cpu", "compile_cache.dir=/one"]))
+    assert apply(load_recipe(["platform=cpu", "compile_cache.dir=/two"])).given == {
+        "TORCHINDUCTOR_CACHE_DIR": "/two/inductor",
+        "TRITON_CACHE_DIR": "/two/triton",
+    }
+    assert apply(load_recipe(["platform=cpu"])).given == {}
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("platform", ["cpu", "neuron"])
+def test_compiled_graphs_are_on_the_nodes_own_disk(platform: str):
+    given = apply(load_recipe([f"platform={platform}", "compile_cache.shared=/fsx/graphs"])).given
+    folders = [value for name, value in given.items() if "CACHE" in name]
+    own = f"{tempfile.gettempdir()}/trainwright-{os.getuid()}"
+    assert len(folders) >= 2
+    assert all(folder.startswith(f"{own}/compiled/") for folder in folders)
+    assert Path(own).stat().st_mode & 0o777 == 0o700
 
 
 def test_a_folder_for_inductors_graphs():
     given = apply(load_recipe(["platform=cpu", "compile_cache.dir=cache"])).given
     here = Path("cache").absolute()
     assert given == {"TORCHINDUCTOR_CACHE_DIR": f"{here}/inductor", "TRITON_CACHE_DIR": f"{here}/triton"}
-
-
-def test_nothing_reads_through_a_shared_folder_elsewhere(monkeypatch, tmp_path: Path):
-    sentence = "compile_cache.shared goes with platform=neuron: on cpu nothing reads through one folder"
-    with pytest.raises(BadRequest, match=sentence):
-        load_recipe(["platform=cpu", "compile_cache.shared=/fsx"])
-    monkeypatch.setattr(environment, "DEV", tmp_path)
-    with pytest.raises(BadRequest, match=sentence):
-        apply(load_recipe(["platform=auto", "compile_cache.shared=/fsx"]))
 
 
 def test_a_cache_is_a_folder():
@@ -128,8 +155,8 @@ def test_what_the_user_has_set_stays_and_is_said(monkeypatch):
     applied = apply(recipe)
     assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "60"
     assert list(said(applied)) == [
-        'environment=neuron given="TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR=/fast/local '
-        'TORCH_NEURONX_NEFF_CACHE_DIR=/fast/graphs NKI_COMPILE_CACHE_URL=/fast/nki" '
+        'environment=neuron given="TORCH_NEURONX_NEFF_CACHE_DIR=/fast/graphs '
+        'TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR=/fast/locks NKI_COMPILE_CACHE_URL=/fast/nki" '
         'kept="NEURON_RT_EXEC_TIMEOUT=60"'
     ]
     assert apply(recipe) == applied  # the next run of a sweep
@@ -152,6 +179,16 @@ def test_variables_that_do_nothing_are_told_with_the_release(monkeypatch):
         "Neuron trains with that no more; use precision=bf16_sr",
     ]
     assert list(stale("cpu")) == []
+
+
+def test_flags_of_a_variable_that_is_read_may_do_nothing(monkeypatch):
+    monkeypatch.setenv("NEURON_CC_FLAGS", "-O1 --cache_dir=/fsx")
+    assert list(stale("neuron")) == [
+        "--cache_dir of NEURON_CC_FLAGS in the environment does nothing since Neuron 2.30: only torch-xla read "
+        "it, and Neuron trains with that no more; use compile_cache.dir"
+    ]
+    monkeypatch.setenv("NEURON_CC_FLAGS", "-O1")
+    assert list(stale("neuron")) == []
 
 
 def test_a_run_keeps_what_was_in_force(monkeypatch):
@@ -197,3 +234,5 @@ def test_the_docs_have_every_variable():
     text = DOCS.read_text()
     for name in [*(v.name for v in PRESETS["neuron"]), *(one.name for one in STALE["neuron"])]:
         assert f"`{name}`" in text, name
+    for one in STALE["neuron"]:
+        assert one.word is None or f"`{one.word}`" in text, one.word

@@ -14,7 +14,7 @@ from trainwright.errors import BadRequest
 from trainwright.trainers.platform.base import Platform, ToolReport
 from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 from trainwright.trainers.platform.neuron_tools import collectives, device_listing, hardware_counters
-from trainwright.trainers.platform.presets import SEED_BITS
+from trainwright.trainers.platform.presets import ROUNDS, SEED_BITS
 
 # AWS Neuron's documentation, "Trainium2 Architecture" and "Trainium3 Architecture": dense FLOP/s of a chip.
 PEAKS = {
@@ -25,7 +25,6 @@ CORES = 8  # of such a chip; a logical core is LNC of them
 LNC, DEFAULT_LNC = "NEURON_LOGICAL_NC_CONFIG", "2"
 INSTANCE = Path("/sys/devices/virtual/dmi/id/product_name")  # on EC2 it reads "trn2.48xlarge"
 COMPILER = "neuronx-cc"
-ROUNDS = "NEURON_RT_STOCHASTIC_ROUNDING_EN"
 M_ARENA_MAX, ARENAS = -8, 64  # malloc.h; the number is that of the vendor's training scripts
 
 

@@ -6,31 +6,42 @@ set already. docs/trainium.md has the table for readers.
 
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from trainwright.configs.schema import Recipe
+from trainwright.trainers.platform.graph_cache import own_folder
 
+ROUNDS = "NEURON_RT_STOCHASTIC_ROUNDING_EN"
 SEED_BITS = 31  # that fit the int of a runtime
 EXEC_TIMEOUT = 600  # seconds, the least: that of the vendor's own training scripts
 
 
 class Variable(NamedTuple):
-    """A variable and why it is given. value: for a recipe; None where it needs none."""
+    """A variable and why it is given.
+
+    value: for a recipe; None where it needs none. lasts: what reads it does so once in a process. shared: the
+    variable is a folder, which goes by this name in `compile_cache.shared`.
+    """
 
     name: str
     value: Callable[[Recipe], str | None]
     why: str
+    lasts: bool = False
+    shared: str | None = None
 
 
 class Stale(NamedTuple):
-    """A variable that does nothing. since: the release of Neuron; why, and what does now what it did."""
+    """A variable that does nothing. since: the release of Neuron; why, and what does now what it did.
+
+    word: in the variable, which is read for others; None for the whole of it.
+    """
 
     name: str
     since: str
     why: str
+    word: str | None = None
 
 
 def _exec_timeout(recipe: Recipe) -> str:
@@ -57,28 +68,24 @@ def _expandable(_recipe: Recipe) -> str | None:
     return None if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else "expandable_segments:True"  # its earlier name
 
 
-def _folder(part: str) -> Callable[[Recipe], str | None]:
-    """`part` of the folder that the recipe names for compiled graphs; its library's own unless it does."""
-
-    def given(recipe: Recipe) -> str | None:
-        return None if recipe.compile_cache.dir is None else str(_path(recipe.compile_cache.dir) / part)
-
-    return given
-
-
 def _local(part: str) -> Callable[[Recipe], str]:
     """`part` of the node's own folder, whose place is one of the node's disk's unless the recipe names it."""
 
     def given(recipe: Recipe) -> str:
-        own = Path(tempfile.gettempdir()) / f"trainwright-{os.getuid()}" / "compiled"
-        return str((own if recipe.compile_cache.dir is None else _path(recipe.compile_cache.dir)) / part)
+        named = recipe.compile_cache.dir
+        return str((own_folder() / "compiled" if named is None else _path(named)) / part)
 
     return given
 
 
-def _shared(recipe: Recipe) -> str:
-    shared = recipe.compile_cache.shared
-    return _local("graphs")(recipe) if shared is None else str(_path(shared) / "graphs")
+def _if_named(part: str) -> Callable[[Recipe], str | None]:
+    """The same, where the recipe says anything of graphs; else the library has a place of its own."""
+
+    def given(recipe: Recipe) -> str | None:
+        cache = recipe.compile_cache
+        return None if cache.dir is None and cache.shared is None else _local(part)(recipe)
+
+    return given
 
 
 def _path(folder: str) -> Path:
@@ -87,8 +94,13 @@ def _path(folder: str) -> Path:
 
 # Both are the fallback of torch.compile: what it makes is the same on a CPU and a GPU.
 INDUCTOR = (
-    Variable("TORCHINDUCTOR_CACHE_DIR", _folder("inductor"), "compiled graphs go where compile_cache.dir says"),
-    Variable("TRITON_CACHE_DIR", _folder("triton"), "and so do compiled kernels"),
+    Variable(
+        "TORCHINDUCTOR_CACHE_DIR",
+        _if_named("inductor"),
+        "compiled graphs go where compile_cache.dir says",
+        shared="inductor",
+    ),
+    Variable("TRITON_CACHE_DIR", _if_named("triton"), "and so do compiled kernels", shared="triton"),
 )
 
 PRESETS: dict[str, tuple[Variable, ...]] = {
@@ -116,23 +128,21 @@ PRESETS: dict[str, tuple[Variable, ...]] = {
             "and straight between the devices' memories, not by way of the hosts'",
         ),
         Variable(
-            "NEURON_RT_STOCHASTIC_ROUNDING_EN",
+            ROUNDS,
             _rounds,
             "precision.rounding=hardware; the runtime reads it when it loads a graph",
+            lasts=True,
         ),
-        Variable("NEURON_RT_STOCHASTIC_ROUNDING_SEED", _rounding_seed, "from the recipe's seed"),
-        Variable(
-            "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR",
-            _local("local"),
-            "compiled graphs are read from the node's own disk: thousands of ranks that start would wait for a "
-            "shared one",
-        ),
+        Variable("NEURON_RT_STOCHASTIC_ROUNDING_SEED", _rounding_seed, "from the recipe's seed", lasts=True),
         Variable(
             "TORCH_NEURONX_NEFF_CACHE_DIR",
-            _shared,
-            "the tier behind it: compile_cache.shared, else on the same disk",
+            _local("graphs"),
+            "compiled graphs are read from the node's own disk: thousands of ranks that start would wait for a "
+            "shared one",
+            shared="graphs",
         ),
-        Variable("NKI_COMPILE_CACHE_URL", _local("nki"), "likewise for kernels in NKI"),
+        Variable("TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR", _local("locks"), "the locks of those who compile them"),
+        Variable("NKI_COMPILE_CACHE_URL", _local("nki"), "likewise for kernels in NKI", shared="nki"),
     ),
 }
 
@@ -158,7 +168,13 @@ STALE: dict[str, tuple[Stale, ...]] = {
                 "ALLREDUCE_GRADIENTS_BUCKET_SIZE_MB",
                 "XLA_DISABLE_FUNCTIONALIZATION",
                 "XLA_USE_DUMMY_STORE",
+                "TORCH_DIST_INIT_BARRIER",
+                "BUCKET_CAP_MB",
             )
+        ),
+        *(
+            Stale("NEURON_CC_FLAGS", "2.30", f"{_XLA}; use compile_cache.dir", word)
+            for word in ("--cache_dir", "--no_cache", "--retry_failed_compilation")
         ),
     ),
 }
