@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 
@@ -140,12 +141,24 @@ def test_a_hang_takes_its_bound_and_what_was_measured_beyond_it(tmp_path):
     assert down["a hang"] - down["a crash"] == pytest.approx(60 + 6 - 2)
 
 
-def test_parameters_are_those_of_the_model():
-    from trainwright.models.llama import Llama
+MODELS = [file.name.removesuffix(".yaml") for file in files("trainwright.configs").joinpath("model").iterdir()]
 
-    for words in ([], ["model.num_key_value_heads=2", "model.tie_word_embeddings=true", "model.head_dim=48"]):
-        model = load_recipe(words).model
-        assert parameter_count(model) == sum(p.numel() for p in Llama(model).parameters())
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"model={name}"] for name in MODELS),
+        ["model.num_key_value_heads=2", "model.tie_word_embeddings=true", "model.head_dim=48"],
+    ],
+)
+def test_parameters_are_those_of_the_model(words: list[str]):
+    from trainwright.trainers.parallel.ranks import Ranks
+    from trainwright.trainers.plan.rehearsal_step import Blank
+    from trainwright.trainers.platform.cpu import Cpu
+
+    recipe = load_recipe([*words, "train.seq_len=64", "data.tokenizer.vocab_size=300"])
+    built = Blank(recipe, Ranks()).build_model(Cpu())
+    assert parameter_count(recipe.model) == sum(p.numel() for p in built.parameters())
 
 
 def test_a_runs_own_folder_tells_the_parts(tmp_path):

@@ -9,7 +9,8 @@ from trainwright.cli import main
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.degrees import resolve_degrees
 from trainwright.configs.planned import any_world, planned_ranks, planned_worlds
-from trainwright.trainers.plan import layout_verb, search_verb
+from trainwright.models import llama_plan
+from trainwright.trainers.plan import layout_verb, search_verb, shapes
 from trainwright.trainers.plan.layout import GIB, Layout
 from trainwright.trainers.plan.search import search
 from trainwright.trainers.plan.step_time import StepTime
@@ -106,6 +107,28 @@ def test_the_search_and_the_scaling_leave_their_records(tmp_path, capsys):
     assert "plan=scaling nodes=4 " in printed
     shown = "\n".join(search_verb.tables(search(load_recipe(TOY, any_world, planned=True), 8)))
     assert "the recipe's own layout is number " in shown
+
+
+@pytest.mark.parametrize("words", [["layout"], ["search"], ["scaling"], ["layout", "--rehearse"]])
+def test_experts_are_refused(words: list[str], refusal):
+    experts = ["model.moe.num_local_experts=4", "parallel.dp_shard=8"]
+    assert refusal(*words, *TOY, *experts) == (
+        "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: plan a dense "
+        "model, as that of recipe=llama2_7b"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["layout"], ["layout", "--rehearse"], ["search"], ["scaling", "parallel.dp_shard=8"]]
+)
+def test_a_sharding_plan_that_is_not_the_models_is_one_sentence(
+    words: list[str], refusal, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(llama_plan.PLAN, "layers.*.mlp.down_proj")
+    monkeypatch.setattr(shapes, "_made", {})
+    assert refusal(*words, *TOY) == (
+        "the sharding plan misses the module layers.0.mlp.down_proj: mend it in trainwright/models/llama_plan.py"
+    )
 
 
 def test_a_search_that_finds_nothing(refusal):

@@ -11,7 +11,7 @@ from trainwright.trainers.parallel.traffic import Traffic, crossing, step_traffi
 from trainwright.trainers.plan.goodput_parts import parameter_count
 from trainwright.trainers.plan.links import NETWORK, seconds, span
 from trainwright.trainers.plan.memory import Memory, memory_of
-from trainwright.trainers.plan.shapes import ranks_that_differ
+from trainwright.trainers.plan.shapes import ranks_that_differ, unit_kinds
 from trainwright.trainers.plan.step_time import StepTime, step_time
 from trainwright.trainers.precision import PRECISIONS
 
@@ -33,7 +33,7 @@ class Layout:
     """A recipe on a mesh of `degrees`; worked out as it is asked for.
 
     Raises:
-        BadRequest: the model has experts, which the arithmetic doesn't know.
+        BadRequest: the model has experts, which the arithmetic doesn't know, or its sharding plan isn't its own.
     """
 
     recipe: Recipe
@@ -42,9 +42,13 @@ class Layout:
     def __post_init__(self) -> None:
         if self.recipe.model.moe.num_local_experts is not None:
             raise BadRequest(
-                "trainwright plan doesn't work out a mixture of experts yet: plan a dense model, with "
-                "model.moe.num_local_experts=null"
+                "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: plan "
+                "a dense model, as that of recipe=llama2_7b"
             )
+        try:
+            unit_kinds(self.recipe.model, self.degrees.tp)
+        except ValueError as error:
+            raise BadRequest(f"{error}: mend it in trainwright/models/llama_plan.py") from error
 
     @property
     def ranks(self) -> int:

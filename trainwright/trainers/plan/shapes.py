@@ -39,7 +39,11 @@ _made: dict[tuple[Any, ...], dict[str, Unit]] = {}  # a search asks for the same
 
 
 def unit_kinds(config: ModelConfig, tp: int) -> dict[str, Unit]:
-    """The units of a Llama by kind; all its layers are alike."""
+    """The units of a Llama by kind; all its layers are alike.
+
+    Raises:
+        ValueError: the sharding plan misses a module of the model, or names one that isn't there.
+    """
     key = (astuple(config), tp)
     if key not in _made:
         _made[key] = {unit.kind: unit for unit in _units_of_one_layer(config, tp)}
