@@ -16,6 +16,10 @@ def training_flops_per_token(model: ModelConfig, seq_len: int) -> float:
     if model.moe.num_local_experts is not None:
         router = model.hidden_size * model.moe.num_local_experts
         feed_forward = model.moe.num_experts_per_tok * feed_forward + router
-    attended = min(seq_len, model.sliding_window or seq_len)
     weights = model.num_hidden_layers * (attention + feed_forward) + model.vocab_size * model.hidden_size
-    return 6.0 * weights + 12.0 * model.num_hidden_layers * width * attended
+    return 6.0 * weights + 12.0 * model.num_hidden_layers * width * attended(model, seq_len)
+
+
+def attended(model: ModelConfig, seq_len: int) -> int:
+    """The positions that each attends to, as they are counted: without a discount for causality."""
+    return min(seq_len, model.sliding_window or seq_len)

@@ -26,6 +26,13 @@ def test_products_are_those_that_mfu_counts():
     assert made.time.compute == pytest.approx(16 * training_flops_per_token(recipe.model, 16) / RATE)
 
 
+def test_a_sliding_window_is_counted_once_for_mfu_and_time():
+    recipe = planned(*TINY, *CLUSTER, DP, "model.sliding_window=4")
+    assert layer_flops(recipe.model, 16)["attention"] == layer_flops(recipe.model, 4)["attention"]
+    layers = 2 * sum(layer_flops(recipe.model, 16).values())
+    assert 3 * (layers + 2 * 64 * 16) == training_flops_per_token(recipe.model, 16)
+
+
 def test_what_checkpointing_makes_again():
     def again(*words: str) -> float:
         return flops_again(planned(*TINY, *CLUSTER, DP, *words), Degrees(dp_shard=8))
@@ -101,3 +108,18 @@ def test_what_hides_it_is_as_many_passes(zero: int, passes: int):
     )
     # Of four micro-batches those whose passes communicate hide a hundredth of their products' time.
     assert apart.data - beside.data == pytest.approx(0.01 * passes * apart.compute / 4)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_replicas_are_hidden_beside_one_pass(zero: int):
+    # Replicas of a node's shards sum their gradients in the last of four micro-batches. The network is so slow
+    # that a hundredth of the products hides hardly anything: so much less is waited for, of one backward pass.
+    words = (
+        f"{DP} parallel.dp_shard=4 parallel.dp_replicate=2 train.global_batch_size=32 parallel.zero={zero} "
+        "cluster.attainable=0.001 cluster.node_gb_s=1000000 cluster.network_gb_s=0.001"
+    )
+    apart, beside = (
+        layout(Degrees(dp_replicate=2, dp_shard=4), words, f"cluster.overlap={overlap}").time
+        for overlap in (0, 0.01)
+    )
+    assert apart.data - beside.data == pytest.approx(0.01 * apart.compute / 4 * 2 / 3, rel=0.01)

@@ -5,7 +5,8 @@ The assumptions, each of which docs/planning.md names:
 1. Products run at `cluster.attainable` of the peak. Attention counts in full, as in `flops.py`.
 2. Tensor-parallel collectives wait for products and products for them: nothing is hidden.
 3. Data-parallel gathers and reductions go beside the products of their pass and are hidden by up to
-   `cluster.overlap` of their time; the first gather and the last reduction of a pass never are.
+   `cluster.overlap` of their time; the first gather and the last reduction never are. Replicas sum their
+   gradients in the last micro-batch's backward pass only, after its shards have been reduced.
 4. A pipeline's sends aren't hidden. Its ranks wait as the tables of docs/parallelism.md say, and the rank with
    the most to do sets the pace.
 5. The optimizer's update, the data and elementwise work beyond what `attainable` allows for take no time, and
@@ -18,13 +19,13 @@ from trainwright.configs.degrees import Degrees, stages_per_rank
 from trainwright.configs.projections import projections
 from trainwright.configs.schema import ModelConfig, Recipe
 from trainwright.models.storage import head_dim, kv_heads
+from trainwright.trainers.flops import attended
 from trainwright.trainers.parallel.stages import layers_of_rank
 from trainwright.trainers.parallel.traffic import Traffic, micro_batches, step_traffic
 from trainwright.trainers.plan.activations import attention_kernel, widths
 from trainwright.trainers.plan.links import seconds
 from trainwright.trainers.plan.shapes import ranks_that_differ
 
-DATA_AXES = ("dp_shard", "dp_replicate")
 STEP_ONLY = ("gradients in parts", "batch", "facts of the step")  # once a step, hidden by nothing
 
 
@@ -60,7 +61,8 @@ def layer_flops(model: ModelConfig, seq_len: int) -> dict[str, float]:
         "o_proj": (queries, hidden),
         "down_proj": (inner, hidden),
     }
-    return {name: 2.0 * a * b for name, (a, b) in products.items()} | {"attention": 4.0 * queries * seq_len}
+    attention = 4.0 * queries * attended(model, seq_len)
+    return {name: 2.0 * a * b for name, (a, b) in products.items()} | {"attention": attention}
 
 
 def flops_again(recipe: Recipe, degrees: Degrees) -> float:
@@ -100,14 +102,14 @@ def _of_rank(recipe: Recipe, degrees: Degrees, pp_rank: int) -> StepTime:
     pipeline = _seconds_of([t for t in traffic if t.axis == "pp"], recipe, degrees)
     other = _seconds_of([t for t in traffic if t.what in STEP_ONLY], recipe, degrees)
     passes = count if recipe.parallel.zero >= 2 else 1  # micro-batches whose passes gather and reduce
+    shards = [t for t in traffic if t.axis == "dp_shard"]
+    replicas = [t for t in traffic if t.axis == "dp_replicate"]
     data = sum(
-        _exposed(
-            [t for t in traffic if t.axis in DATA_AXES and (t.what == "weights") is ahead],
-            beside,
-            recipe,
-            degrees,
+        _exposed(each, last, passes, beside, recipe, degrees)
+        for each, last, beside in (
+            ([t for t in shards if t.what == "weights"], [], forward),
+            ([t for t in shards if t.what != "weights"], replicas, 2 * forward + again),
         )
-        for ahead, beside in ((True, passes * forward), (False, passes * (2 * forward + again)))
     )
     # Each of the ranks' waits is a part of what a micro-batch takes.
     share = 3 if recipe.parallel.pp_schedule == "zero_bubble" else 1
@@ -120,7 +122,16 @@ def _seconds_of(traffic: list[Traffic], recipe: Recipe, degrees: Degrees) -> flo
     return sum(seconds(one, degrees, recipe.cluster) for one in traffic)
 
 
-def _exposed(traffic: list[Traffic], beside: float, recipe: Recipe, degrees: Degrees) -> float:
-    """What of a pass's data-parallel communication is not hidden by products that take `beside` seconds."""
-    total, calls = _seconds_of(traffic, recipe, degrees), max((one.calls for one in traffic), default=0)
-    return max(total / calls, total - recipe.cluster.overlap * beside) if calls else 0.0
+def _exposed(
+    each: list[Traffic], last: list[Traffic], passes: int, beside: float, recipe: Recipe, degrees: Degrees
+) -> float:
+    """What of the passes' data-parallel communication their products don't hide, which take `beside` seconds each.
+
+    each: is spread over all passes; last: comes in the last one alone.
+    """
+    hidden = recipe.cluster.overlap * beside
+    of_a_pass, at_the_end = _seconds_of(each, recipe, degrees) / passes, _seconds_of(last, recipe, degrees)
+    one_unit = sum(
+        _seconds_of(some, recipe, degrees) / max(one.calls for one in some) for some in (each, last) if some
+    )
+    return (passes - 1) * max(0.0, of_a_pass - hidden) + max(one_unit, of_a_pass + at_the_end - hidden)
