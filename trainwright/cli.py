@@ -60,9 +60,9 @@ TARGETS = {
 # What `plan` works out: its second word; the first where a recipe comes at once.
 SUBJECTS = {
     "layout": Verb(
-        "the memory, the traffic and the time of a step, and what they cost",
+        "the memory, the traffic and the time of a step, and what they cost; --rehearse takes the step besides",
         "trainwright.trainers.plan.layout_verb:plan_layout",
-        VERBS["plan"].example,
+        f"{VERBS['plan'].example}\n  {VERBS['plan'].example} --rehearse",
     ),
     "search": Verb(
         "the layouts that a cluster can run, the fastest first, and why the others can't be",
@@ -207,7 +207,9 @@ def _run(name: str, words: list[str], debug: bool) -> None:
         subject, *words = words
         name, chosen = f"plan {subject}", SUBJECTS[subject]
         worlds = planned.planned_worlds if subject == "layout" else planned.any_world
-        options = {"worlds": worlds, "planned": True}
+        if subject != "layout" and "plan.rehearse=true" in map(str.lower, words):
+            raise BadRequest(f"--rehearse goes with trainwright plan layout, not with {name}: leave it out")
+        options = {"worlds": worlds, "planned": True, "examples": chosen.example}
     from trainwright.configs.compose import run_with_recipe
     from trainwright.configs.schema import Recipe
     from trainwright.trainers.platform.environment import environment_of
@@ -215,7 +217,7 @@ def _run(name: str, words: list[str], debug: bool) -> None:
     module, function = chosen.target.split(":")
 
     def job(recipe: Recipe) -> None:
-        # A failure is said inside Hydra, which would print a preamble on every rank, and before graphs are copied.
+        # Inside Hydra, which would print a preamble on every rank; a failure is said before graphs are copied.
         with ExitStack() as after, _one_speaker(debug):
             if name in ON_A_DEVICE:
                 after.enter_context(environment_of(recipe))

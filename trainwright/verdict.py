@@ -122,7 +122,7 @@ def _write(status: int | None, line: str) -> None:
         "rank": int(os.environ.get("RANK", "0")),
         "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
         "started": STARTED,
-        "worked": 0.0 if _first_step is None else _noted - _first_step,
+        "worked": None if _first_step is None else _noted - _first_step,
         "status": status,
         "line": line,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainwright import verdict
+from trainwright.errors import BadRequest, RunFailed
 from trainwright.launch import reasons
 from trainwright.launch.endings import Notice, Verdicts, how_it_ended
 from trainwright.launch.reasons import Place, tell_platforms
@@ -15,7 +16,9 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
 NO_PID = 1 << 22  # and all above: Linux gives none of them
 
 
-def leave(folder: Path, *rounds: dict[int, int | None], pid: int = NO_PID, worked: float = 0.0) -> Verdicts:
+def leave(
+    folder: Path, *rounds: dict[int, int | None], pid: int = NO_PID, worked: float | None = 0.0
+) -> Verdicts:
     """Verdicts as workers leave them: of each round, the status by local rank; None is a killed one."""
     for number, statuses in enumerate(rounds):
         for local_rank, status in statuses.items():
@@ -47,6 +50,15 @@ def test_a_worker_that_was_killed_has_ended(tmp_path: Path, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1890)
     assert verdicts.idle() == pytest.approx(1890, abs=5)
+
+
+@pytest.mark.parametrize(("worked", "status"), [(None, 2), (0.0, 1)])
+def test_a_killed_worker_is_explained_by_whether_it_had_worked(
+    tmp_path: Path, worked: float | None, status: int
+):
+    verdicts = leave(tmp_path, {0: None}, worked=worked)
+    verdicts.explain = lambda _since, worked: RunFailed("again") if worked else BadRequest("too small")
+    assert verdicts.last()[0].status == status
 
 
 def test_work_is_from_a_workers_first_step_to_its_last(tmp_path: Path, monkeypatch):

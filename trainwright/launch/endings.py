@@ -37,14 +37,14 @@ MEANING = {
 class Verdict:
     """What a worker left behind; no status: it runs, or was killed, by one that may have left a line.
 
-    worked: the seconds between its first step and its last, or one of the last minute.
+    worked: the seconds between its first step and its last, or one of the last minute; None before the first.
     ended: when it left its status, or was first found to be gone without one; None while it runs.
     """
 
     rank: int
     local_rank: int
     started: float
-    worked: float
+    worked: float | None
     status: int | None
     line: str
     ended: float | None
@@ -67,12 +67,13 @@ class Notice(NamedTuple):
 class Verdicts:
     """The folder that the workers of one torchrun leave their verdicts in.
 
-    explain: why one that was killed has ended, by what was said since it started; None where nobody knows.
+    explain: why one that was killed has ended, by what was said since it started, and whether it had made a
+    step; None where nobody knows.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.explain: Callable[[float], TrainwrightError | None] = lambda started: None
+        self.explain: Callable[[float, bool], TrainwrightError | None] = lambda started, worked: None
         self.made = time.time()
         self._ended: dict[Path, Verdict] = {}
         self._gone: dict[Path, float] = {}  # when a worker was first found to have ended without a word
@@ -95,7 +96,7 @@ class Verdicts:
         if not gone:
             return Verdict(**said, ended=None)
         ended = self._gone.setdefault(path, time.time())
-        if not said["line"] and (error := self.explain(said["started"])):
+        if not said["line"] and (error := self.explain(said["started"], said["worked"] is not None)):
             said |= {"status": error.status, "line": str(error)}
         return Verdict(**said, ended=ended)
 
@@ -108,7 +109,7 @@ class Verdicts:
 
     def worked(self) -> float:
         """How many seconds the worker worked that worked longest."""
-        return max((verdict.worked for verdict in self.all()), default=0.0)
+        return max((verdict.worked or 0.0 for verdict in self.all()), default=0.0)
 
     def idle(self) -> float:
         """How many seconds there has been no worker."""

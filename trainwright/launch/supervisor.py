@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from trainwright import verdict
 from trainwright.errors import INTERRUPTED
@@ -17,7 +17,6 @@ from trainwright.launch.endings import FAILED, SAVED, Ending, Notice, Verdicts, 
 from trainwright.launch.hung import Hung
 from trainwright.launch.last_words import LastWords
 from trainwright.launch.processes import adopt_orphans, end_all_below, end_with_parent
-from trainwright.trainers.platform.device_errors import Known
 
 POLL = 0.1  # seconds between two looks at torchrun and the verdicts
 MARGIN = 15.0  # seconds that torchrun gets beyond those that it gives its workers
@@ -77,12 +76,12 @@ def supervise(
     torchrun: Callable[[], Command],
     ready: Callable[[], bool],
     limits: Limits,
-    failures: Sequence[Known] = (),
+    hear: Callable[[IO[bytes]], LastWords] | None = None,
 ) -> Ending:
     """Run torchrun until the run is done or can't go on here.
 
-    torchrun: the command, made anew for each start. ready: whether it would find where nodes meet. failures:
-    the device's, which are looked for in what a worker says before it is killed.
+    torchrun: the command, made anew for each start. ready: whether it would find where nodes meet. hear: takes
+    the workers' stderr, for what one says before it is killed; None leaves it what it is.
     """
     adopt_orphans()
     with _listening() as asked, tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
@@ -95,7 +94,7 @@ def supervise(
             starts += 1
             verdicts = Verdicts(Path(folder) / str(starts))
             verdicts.folder.mkdir()
-            status = _run_once(torchrun(), verdicts, asked, limits.shutdown, failures)
+            status = _run_once(torchrun(), verdicts, asked, limits.shutdown, hear)
             notice = asked.first  # one that comes from here on finds nothing running
             before, ending = ending, how_it_ended(status, verdicts, notice)
             if ending.status not in (FAILED, SAVED) or notice:
@@ -124,7 +123,11 @@ def _nothing_ran(asked: signal.Signals) -> Ending:
 
 
 def _run_once(
-    command: Command, verdicts: Verdicts, asked: _Asked, shutdown: float, failures: Sequence[Known]
+    command: Command,
+    verdicts: Verdicts,
+    asked: _Asked,
+    shutdown: float,
+    hear: Callable[[IO[bytes]], LastWords] | None,
 ) -> int:
     """The exit status of one torchrun, from its start until nothing of it is left."""
     environment = {**command.environment, verdict.FOLDER: str(verdicts.folder)}
@@ -133,11 +136,11 @@ def _run_once(
         env=environment,
         start_new_session=True,
         preexec_fn=end_with_parent,
-        stderr=subprocess.PIPE if failures else None,
+        stderr=subprocess.PIPE if hear else None,
     )
     words = None
-    if process.stderr:
-        words = LastWords(process.stderr, failures)
+    if hear and process.stderr:
+        words = hear(process.stderr)
         verdicts.explain = words.explain
     hung, grace = Hung(verdicts.folder), 0.0
     try:

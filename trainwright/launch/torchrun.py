@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from trainwright.configs.schema import LaunchConfig, Recipe
 from trainwright.errors import BadRequest, RunFailed
 from trainwright.launch.endings import MEANING
+from trainwright.launch.last_words import LastWords
 from trainwright.launch.reasons import tell_platforms
 from trainwright.launch.supervisor import Command, Limits, supervise
 from trainwright.trainers.platform.device_errors import Known
@@ -54,7 +56,9 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
         return wishes.rendezvous is None or answered(wishes.rendezvous)
 
     limits = Limits(wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
-    ending = supervise(torchrun, ready, limits, SAID.get(device_of(recipe.platform), ()))
+    failures = SAID.get(device_of(recipe.platform))
+    hear = partial(LastWords, failures=failures, again=recipe.resilience.pass_over_batch) if failures else None
+    ending = supervise(torchrun, ready, limits, hear)
     if ending.status:
         reason = tell_why(*ending)
         print(f"trainwright: the run ended with status {ending.status}: {reason}", file=sys.stderr)

@@ -12,7 +12,7 @@ from trainwright import verdict
 from trainwright.errors import BadNode, BadRequest, NumericalFailure, RunFailed, TrainwrightError
 from trainwright.trainers.platform.cpu import Cpu
 from trainwright.trainers.platform.cuda_errors import CUDA_ERRORS
-from trainwright.trainers.platform.device_errors import known_in
+from trainwright.trainers.platform.device_errors import known_in, tells
 from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 
 HBM = (
@@ -67,7 +67,8 @@ def test_neurons_lines(line: str, code: int, kind: type[TrainwrightError]):
     known = known_in(text, NEURON_ERRORS)
     assert known is not None
     assert known.name.endswith(f", {code}")
-    error = known.error(text)
+    assert tells(line)
+    error = known.error(text, worked=False)
     assert type(error) is kind
     assert str(error).endswith(f"; it said: {' '.join(line.split())[:200]}")
 
@@ -117,17 +118,17 @@ def test_every_code_has_one_row():
 def test_cudas_lines(text: str, kind: type[TrainwrightError], says: str):
     known = known_in(text, CUDA_ERRORS)
     assert known is not None
-    assert type(known.error(text)) is kind
-    assert says in str(known.error(text))
+    assert tells(text)
+    assert type(known.error(text, worked=False)) is kind
+    assert says in str(known.error(text, worked=False))
 
 
 def test_memory_that_was_enough_before_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch):
-    known = known_in("NRT_RESOURCE", NEURON_ERRORS)
-    assert known is not None
-    monkeypatch.setattr(verdict, "_first_step", None)
-    assert type(known.error("NRT_RESOURCE")) is BadRequest
-    monkeypatch.setattr(verdict, "_first_step", 1.0)
-    assert type(known.error("NRT_RESOURCE")) is RunFailed
+    monkeypatch.setattr(Cpu, "failures", NEURON_ERRORS)
+    for first_step, kind in ((None, BadRequest), (1.0, RunFailed)):
+        monkeypatch.setattr(verdict, "_first_step", first_step)
+        with pytest.raises(kind), Cpu().explaining():
+            raise RuntimeError("NRT_RESOURCE")
 
 
 def test_a_platform_raises_what_its_librarys_errors_come_to(monkeypatch: pytest.MonkeyPatch):

@@ -186,7 +186,7 @@ def _ask_device(
     except (RuntimeError, OSError) as error:
         known = known_in(str(error), platform.failures)
         if known and not known.of_the_node:  # as where another process has the device
-            raise known.error(str(error)) from error
+            raise known.error(str(error), worked=False) from error
         said = " ".join(str(error).split())[:200]
         return Found(node, "", {}, 0, [], f"can't compute on its device ({type(error).__name__}: {said})")
 

@@ -94,7 +94,7 @@ def _answer(probe: Probe, platform: Platform, ask: Callable[[], T]) -> T | Findi
         known = known_in(str(error), platform.failures)
         asked_for = known and known.asks is Asks.NUMBERS and not probe.of_the_node  # a probe may bring a NaN
         if known and not known.of_the_node and not asked_for:
-            raise known.error(str(error)) from error
+            raise known.error(str(error), worked=False) from error
         return Finding(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 

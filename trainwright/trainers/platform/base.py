@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainwright import verdict
 from trainwright.errors import BadRequest
 from trainwright.trainers.platform.device_errors import Known, known_in
 
@@ -36,6 +37,7 @@ class Platform(ABC):
     sends_directly = False  # ranks that send each other parts are faster than its gathers and reduce-scatters
     pins_memory = False  # copies to the host are faster into memory that is pinned
     shares_memory = False  # the ranks of a node have one memory between them
+    is_the_host = False  # its memory is the host's: a whole batch is in it at once
     fuses_adamw = True  # torch's fused AdamW divides gradients there and takes a new learning rate each step
     compile_backend = "inductor"  # torch.compile's
     compiles_any_shape = True  # what is compiled for one shape may be for others too
@@ -101,7 +103,7 @@ class Platform(ABC):
             known = known_in(str(error), self.failures)
             if known is None:
                 raise
-            raise known.error(str(error)) from error
+            raise known.error(str(error), verdict.has_worked()) from error
 
     def synchronize(self) -> None:
         """Wait for what was queued on the device."""

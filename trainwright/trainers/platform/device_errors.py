@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from trainwright import verdict
 from trainwright.errors import BadNode, BadRequest, NumericalFailure, RunFailed, TrainwrightError
 
+# What is in every line that tells of a failure in the tables, and in few others. To look for it is quick.
+TELLING = re.compile(
+    r"err|fail|nrt_(?!infodump)|ncc_|uncorrect|abort|status|timeout|mismatch|not available|in use|dge |hang"
+    r"|lost|fallen|xid|memory"
+)
 LINE = 200  # characters of what was said that are said again
 
 
@@ -57,13 +61,13 @@ class Known(NamedTuple):
         """Whether another node has to take this one's place."""
         return ERRORS[self.asks] is BadNode
 
-    def error(self, text: str) -> TrainwrightError:
-        """The error to raise, with the line of `text` that tells it.
+    def error(self, text: str, worked: bool) -> TrainwrightError:
+        """The error to raise, with the line of `text` that tells it. worked: some steps were made before.
 
-        Memory that was enough for some steps may be so again: worth a retry.
+        Memory that was enough for them may be so again: worth a retry.
         """
         kind = ERRORS[self.asks]
-        if self.asks is Asks.REDUCE and verdict.has_worked():
+        if self.asks is Asks.REDUCE and worked:
             kind = RunFailed
         return kind(f"{self.sentence()}; it said: {self._line(text)}")
 
@@ -77,3 +81,8 @@ class Known(NamedTuple):
 def known_in(text: str, table: Sequence[Known]) -> Known | None:
     """The first of the table's failures that the text tells of: the table's order says which cause counts."""
     return next((known for known in table if re.search(known.pattern, text, re.IGNORECASE)), None)
+
+
+def tells(line: str) -> bool:
+    """Whether a line may tell of a failure."""
+    return TELLING.search(line.lower()) is not None
