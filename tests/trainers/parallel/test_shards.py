@@ -62,7 +62,7 @@ def test_the_parts_are_those_of_the_whole(run_on_ranks, ranks, parallel, tied):
     seen = {name: torch.zeros_like(weight) for name, weight in whole.items()}
     for pieces in run_on_ranks(pieces_here, ranks, ParallelConfig(**parallel), config):
         assert pieces.keys() == whole.keys()
-        for name, (values, row, column) in pieces.items():
+        for name, (values, row, column, _) in pieces.items():
             part: tuple[slice, ...] = (slice(row, row + values.shape[0]),)
             if values.dim() > 1:
                 part += (slice(column, column + values.shape[1]),)
