@@ -5,8 +5,8 @@
 
 Hidden 256, 4 layers, 8 experts of 512 of which a token has 2, vocabulary 8192, sequences of 512, micro-batches
 of 4, fp32. Ours is the whole `train` path from one step's end to the next; the peer is given its batches
-ready-made, with its `eager` and its `grouped_mm` experts. The three take turns step by step, each in a process of
-its own, so that all see the machine in the same state. Quoted: medians, and the median of the ratios of
+ready-made, with its `eager` and its `grouped_mm` experts. The three take turns step by step, each in a process
+of its own, so that all see the machine in the same state. Quoted: medians, and the median of the ratios of
 neighbouring steps.
 """
 
