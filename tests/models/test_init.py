@@ -29,7 +29,7 @@ def separate(model: Llama) -> dict[str, torch.Tensor]:
     return {
         name: model.get_parameter(stored) if rows is None else model.get_parameter(stored)[rows]
         for stored, weights in stored_weights(model.config)
-        for name, rows in weights
+        for name, rows, _ in weights
     }
 
 

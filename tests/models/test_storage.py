@@ -29,7 +29,7 @@ def test_separate_weights_partition_the_stored_rows(config):
     model = Llama(config)
     for stored, separate in stored_weights(config):
         rows = model.get_parameter(stored).shape[0]
-        taken = [torch.arange(rows) if own is None else own for _, own in separate]
+        taken = [torch.arange(rows) if own is None else own for _, own, _ in separate]
         assert torch.equal(torch.cat(taken).sort().values, torch.arange(rows)), stored
 
 
