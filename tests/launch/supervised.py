@@ -11,7 +11,7 @@ from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 torchrun.WORKER = (str(Path(__file__).with_name(os.environ.get("WORKER", "working.py"))), "train")
 torchrun.RENDEZVOUS |= {"last_call_timeout": 3, "keep_alive_interval": 1}
 if os.environ.get("KILLED"):  # a device's library ends the process
-    torchrun.SAID["cpu"] = NEURON_ERRORS
+    torchrun.HEARD["cpu"] = NEURON_ERRORS
 if os.environ.get("SHARED_STORE"):  # as torchrun does by itself
     torchrun.OURS.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
 sys.exit(cli.main())

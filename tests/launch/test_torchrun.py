@@ -8,7 +8,7 @@ import pytest
 from trainwright import cli
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.schema import LaunchConfig
-from trainwright.errors import BadRequest, RunFailed
+from trainwright.errors import BadRequest
 from trainwright.launch import reasons, torchrun
 
 PROCS = "launch.procs_per_node=2"
@@ -170,9 +170,13 @@ def test_neurons_cores_are_counted_by_its_own_tool(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     recipe = load_recipe(["platform=neuron"])
     assert torchrun.devices(recipe) == 8
-    tool.unlink()
     recipe.launch.procs_per_node = None
-    with pytest.raises(
-        RunFailed, match=r"can't be counted, give launch.procs_per_node: .*Unavailable: not inst"
-    ):
+    tool.write_text("#!/bin/sh\necho '[]'\n")
+    with pytest.raises(BadRequest, match="neuron-ls lists no core of this node: load its driver"):
+        torchrun.devices(recipe)
+    tool.unlink()
+    with pytest.raises(BadRequest, match=r"neuron-ls can't count this node's cores \(not installed\)"):
+        torchrun.devices(recipe)
+    monkeypatch.setenv("NEURON_LOGICAL_NC_CONFIG", "two")
+    with pytest.raises(BadRequest, match="NEURON_LOGICAL_NC_CONFIG=two in the environment must be 1 or 2"):
         torchrun.devices(recipe)

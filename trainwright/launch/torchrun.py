@@ -4,21 +4,19 @@ import math
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
 from trainwright.configs.schema import LaunchConfig, Recipe
-from trainwright.errors import BadRequest, RunFailed
+from trainwright.errors import BadRequest
 from trainwright.launch.endings import MEANING
 from trainwright.launch.last_words import LastWords
 from trainwright.launch.reasons import tell_platforms
 from trainwright.launch.supervisor import Command, Limits, supervise
-from trainwright.trainers.platform.device_errors import Known
 from trainwright.trainers.platform.environment import device_of
-from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
+from trainwright.trainers.platform.launched import HEARD, ranks_of_node
 
 TORCHRUN = (sys.executable, "-m", "trainwright.launch.agent")
 WORKER = ("-m", "trainwright", "train")
@@ -32,11 +30,6 @@ OURS = {
     # Workers of a new round would read in the shared store where those of the last one listened.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
-# What a library says on stderr where it ends the process. Elsewhere stderr stays what it is, as a terminal.
-SAID: dict[str, Sequence[Known]] = {"neuron": NEURON_ERRORS}
-# Print how many devices a node has. TorchNeuron shows one core, whatever there is, before the ranks have met.
-COUNT_CORES = "from trainwright.trainers.platform.neuron_tools import cores; print(cores())"
-COUNT_ACCELERATORS = "import torch; print(torch.accelerator.device_count())"
 LOOPBACK = re.compile(r"localhost|127\.|::1|\[::1\]")
 
 # Of an outer launcher: PET_* are torchrun's own options, the others would be taken for those of a worker.
@@ -56,7 +49,7 @@ def launch(recipe: Recipe, words: Sequence[str]) -> int:
         return wishes.rendezvous is None or answered(wishes.rendezvous)
 
     limits = Limits(wishes.relaunches, wishes.shutdown_s, RENDEZVOUS["join_timeout"])
-    failures = SAID.get(device_of(recipe.platform))
+    failures = HEARD.get(device_of(recipe.platform))
     hear = partial(LastWords, failures=failures, again=recipe.resilience.pass_over_batch) if failures else None
     ending = supervise(torchrun, ready, limits, hear)
     if ending.status:
@@ -107,22 +100,11 @@ def devices(recipe: Recipe) -> int:
     """How many ranks this node gets: those that were asked for, else one for each accelerator, else one.
 
     Raises:
-        RunFailed: they can't be counted.
+        BadRequest, RunFailed: they can't be counted.
     """
     if recipe.launch.procs_per_node is None:
-        neuron = device_of(recipe.platform) == "neuron"
-        asks = COUNT_CORES if neuron else COUNT_ACCELERATORS
-        recipe.launch.procs_per_node = 1 if recipe.platform == "cpu" else _count(asks)
+        recipe.launch.procs_per_node = ranks_of_node(recipe.platform)
     return recipe.launch.procs_per_node
-
-
-def _count(asks: str) -> int:
-    """Asked in a process that ends: the supervisor stays without torch, and no device stays in use."""
-    asked = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
-    if asked.returncode != 0 or not asked.stdout.strip().isdigit():
-        why = (asked.stderr.strip() or "no answer").splitlines()[-1]
-        raise RunFailed(f"this node's devices can't be counted, give launch.procs_per_node: {why}")
-    return max(1, int(asked.stdout))
 
 
 def command(recipe: Recipe, endpoint: str, procs: int, words: Sequence[str]) -> list[str]:

@@ -1,19 +1,53 @@
 """What the platform knows without a device; what it does with one is in tests/trainers/neuron."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from trainwright.errors import BadRequest
-from trainwright.trainers.platform import neuron
+from trainwright.trainers.platform import environment, neuron
 from trainwright.trainers.platform.choose import choose_platform
-from trainwright.trainers.platform.neuron import LNC, Neuron
+from trainwright.trainers.platform.neuron import Neuron
+from trainwright.trainers.platform.neuron_cores import LNC
 
 
-def test_it_is_refused_where_torch_neuronx_is_not():
-    with pytest.raises(BadRequest, match="platform=neuron: torch finds no neuron device here; use platform=c"):
-        choose_platform("neuron")
+def placeholder(folder: Path) -> None:
+    """As PyPI's packages of the vendor's names."""
+    (folder / "torch_neuronx.py").write_text("raise RuntimeError('WRONG PACKAGE.\\nInstall the other one')")
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (None, "ModuleNotFoundError: No module named 'torch_neuronx'"),
+        (placeholder, "RuntimeError: WRONG PACKAGE. Ins"),
+    ],
+)
+@pytest.mark.parametrize("platform", ["neuron", "auto"])
+def test_it_is_refused_with_why_torch_does_not_know_it(
+    there: Callable[[Path], None] | None,
+    said: str,
+    platform: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    (tmp_path / "neuron0").touch()
+    monkeypatch.setattr(environment, "DEV", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if there:
+        there(tmp_path)
+    sentence = f"platform={platform}: torch finds no neuron device here ({said}"
+    with pytest.raises(BadRequest, match=re.escape(sentence) + ".*; use platform=cpu"):
+        choose_platform(platform)
+
+
+def test_a_number_of_cores_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(LNC, "two")
+    with pytest.raises(BadRequest, match="NEURON_LOGICAL_NC_CONFIG=two in the environment must be 1 or 2"):
+        Neuron.__new__(Neuron).prepare()
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,11 @@ def test_errors_of_the_devices_memory(tool, errors: dict[str, int], faults: tupl
 
 
 def test_it_asks_for_the_counters_of_a_second(tool, tmp_path: Path):
-    asked = tool("neuron-monitor", counters({}) + "\n", f"/bin/cat $2 > {tmp_path}/config; {GOES_ON}")
+    more = f"/bin/cat $2 > {tmp_path}/config; echo '{counters({})}'; {GOES_ON}"
+    asked = tool("neuron-monitor", more=more)
     hardware_counters()
     assert asked.read_text().startswith("-c ")
+    assert json.loads((tmp_path / "config").read_text()) == neuron_tools.ASKED
 
 
 def test_failed_executions_are_a_note(tool):
@@ -191,6 +193,9 @@ def test_a_wrong_sum_is_a_fault(tool):
             "1024    Failure running neuron-bench - incorrect number of cores\n1 errors found - test failed\n",
             "1024 Failure running neuron-bench - incorrect number of cores",
         ),
+        ("NEFF version mismatch\n", "the runtime can't read what the compiler made (NRT_UNSUPPORTED_NEFF"),
+        ("error: driver version mismatch: results differ\n", "error: driver version mismatch: results differ"),
+        ("usage error: incorrect value of option -d\n", "usage error: incorrect value of option -d"),
         (
             "Neuron DKMS Driver is not running! Read the\n",
             "status 1: Neuron DKMS Driver is not running! Read the",
@@ -200,4 +205,13 @@ def test_a_wrong_sum_is_a_fault(tool):
 def test_a_test_that_could_not_run_is_skipped(tool, prints: str, skipped: str):
     tool("neuron-ls", DEVICES)
     tool("nccom-test", prints, "exit 1")
-    assert collectives() == ToolReport("nccom-test", skipped=skipped)
+    report = collectives()
+    assert report.faults == ()
+    assert (report.skipped or "").startswith(skipped)
+
+
+def test_broken_hardware_is_a_fault(tool):
+    tool("neuron-ls", DEVICES)
+    tool("nccom-test", "execution failed: NRT_EXEC_HW_ERR_HBM_UE, outputs mismatch\n", "exit 1")
+    (fault,) = collectives().faults
+    assert fault.startswith("the device's memory had an error that nothing corrects")

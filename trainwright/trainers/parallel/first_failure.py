@@ -23,21 +23,12 @@ from trainwright import verdict
 from trainwright.errors import INTERRUPTED, BadNode, TrainwrightError
 from trainwright.trainers.node import node_name
 from trainwright.trainers.parallel.ranks import this_round
+from trainwright.trainers.platform.launched import LOST
 from trainwright.trainers.within import within
 
 REACH = 5.0  # seconds to reach the store, and those that it has to answer: its process may be stopped
 PATIENCE = (
     2.0  # seconds that a rank which lost its peers leaves to the one with the cause, and any to the speaker
-)
-
-# What torch says where other ranks are gone or late: gloo, NCCL, the store at the start, Neuron. All are
-# RuntimeErrors.
-LOST = re.compile(
-    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|failed to recv|pair closure"
-    r"|Timed out waiting|ncclRemoteError|ncclSystemError|collective operation timeout"
-    r"|socket has timed out|wait timeout after|waiting for clients"
-    r"|NRT_TIMEOUT|HW_ERR_COLLECTIVES|suspected hang in collectives",
-    re.IGNORECASE,
 )
 
 

@@ -48,8 +48,9 @@ class Platform(ABC):
     buffer_bytes = 1 << 28  # of the all-reduce that is timed
 
     @classmethod
-    def register(cls) -> None:
-        """Let torch know of the device, where it doesn't by itself."""
+    def register(cls) -> Exception | None:
+        """Let torch know of the device, where it doesn't by itself; why that can't be."""
+        return None
 
     def prepare(self) -> None:
         """Settings of the process; before the first tensor."""

@@ -12,6 +12,7 @@ import torch
 
 from trainwright.errors import BadRequest
 from trainwright.trainers.platform.base import Platform, ToolReport
+from trainwright.trainers.platform.neuron_cores import cores_in_one
 from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 from trainwright.trainers.platform.neuron_tools import collectives, device_listing, hardware_counters
 from trainwright.trainers.platform.presets import ROUNDS, SEED_BITS
@@ -21,8 +22,7 @@ PEAKS = {
     "trn2": {torch.bfloat16: 667e12, torch.float32: 181e12},
     "trn3": {torch.bfloat16: 671e12, torch.float32: 183e12},
 }
-CORES = 8  # of such a chip; a logical core is LNC of them
-LNC, DEFAULT_LNC = "NEURON_LOGICAL_NC_CONFIG", "2"
+CORES = 8  # of such a chip; a logical core is one or two of them
 INSTANCE = Path("/sys/devices/virtual/dmi/id/product_name")  # on EC2 it reads "trn2.48xlarge"
 COMPILER = "neuronx-cc"
 M_ARENA_MAX, ARENAS = -8, 64  # malloc.h; the number is that of the vendor's training scripts
@@ -48,11 +48,14 @@ class Neuron(Platform):
         self.device = torch.device(self.name)
 
     @classmethod
-    def register(cls) -> None:
+    def register(cls) -> Exception | None:
         """Import TorchNeuron where torch hasn't by itself, as with TORCH_DEVICE_BACKEND_AUTOLOAD=0."""
         if not hasattr(torch, cls.name):
-            with suppress(ImportError):
+            try:
                 importlib.import_module("torch_neuronx")
+            except (ImportError, OSError, RuntimeError) as error:  # PyPI's placeholder raises, too
+                return error
+        return None
 
     @property
     def _module(self) -> Any:
@@ -66,9 +69,13 @@ class Neuron(Platform):
         """Bound the host's memory: each of the runtime's many threads may get an arena of malloc's own.
 
         MALLOC_ARENA_MAX would do the same, if it were set before the process starts.
+
+        Raises:
+            BadRequest: the environment says nonsense of the cores.
         """
         if "MALLOC_ARENA_MAX" not in os.environ and hasattr(libc := ctypes.CDLL(None), "mallopt"):
             libc.mallopt(M_ARENA_MAX, ARENAS)
+        cores_in_one()
 
     def round_stochastically(self, seed: int) -> None:
         """By the Neuron runtime, wherever it rounds; it reads these as it starts and as it loads a program.
@@ -91,7 +98,7 @@ class Neuron(Platform):
 
     def describe(self) -> str:
         """What the core and the machine call themselves."""
-        return f"{self._properties.name} ({_instance() or 'unknown instance'}, LNC {_lnc()})"
+        return f"{self._properties.name} ({_instance() or 'unknown instance'}, LNC {cores_in_one()})"
 
     def memory_gib(self) -> float:
         """Peak memory that PyTorch's allocator reserved; compiled programs take theirs beside it."""
@@ -100,7 +107,7 @@ class Neuron(Platform):
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         """A logical core's share of its chip's."""
         chip = PEAKS.get(_instance().partition(".")[0], {}).get(dtype)
-        return None if chip is None else chip * _lnc() / CORES
+        return None if chip is None else chip * cores_in_one() / CORES
 
     def kind(self) -> str:
         """The core, and the compiler, which decides in which order a product is added up."""
@@ -125,11 +132,6 @@ class Neuron(Platform):
     def tools(self, *, first_on_node: bool, thorough: bool) -> list[ToolReport]:
         """neuron-ls and neuron-monitor, which are quick and speak of the whole node."""
         return [device_listing(), hardware_counters()] if first_on_node else []
-
-
-def _lnc() -> int:
-    """How many physical cores a logical one is."""
-    return int(os.environ.get(LNC, DEFAULT_LNC))
 
 
 def _instance() -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.trainers.platform.base import ToolReport
+from trainwright.trainers.platform.device_errors import known_in
+from trainwright.trainers.platform.neuron_cores import listed_devices, neuron_cores, number_at
+from trainwright.trainers.platform.neuron_errors import NEURON_ERRORS
 from trainwright.trainers.platform.tools import Failed, Unavailable, first_line_of, output_of
 
-LS_TIMEOUT, MONITOR_TIMEOUT, NCCOM_TIMEOUT = 20.0, 20.0, 300.0  # seconds; nccom-test compiles first
+MONITOR_TIMEOUT, NCCOM_TIMEOUT = 20.0, 300.0  # seconds; nccom-test compiles first
 
 # What neuron-monitor is asked for: by itself it reports every 5 s, and more.
 PERIOD = "1s"
@@ -30,18 +33,25 @@ BROKEN = {
     "mem_ecc_repairable_uncorrected": "memory errors that a reload of the driver repairs",
 }
 COLLECTIVE = ("allr", "-b", "1kb", "-e", "1mb", "-f", "32", "-d", "fp32", "--check", "--non-interactive")
+# A line that says that data are wrong, and not a version, an argument or the like.
+WRONG_SUM = re.compile(
+    r"^(?=.*\b(?:data|sums?|values?|results?|outputs?|tensors?|elements?|buffers?)\b)"
+    r"(?=.*\b(?:golden|mismatch\w*|incorrect|wrong|corrupt\w*|not match)\b)"
+    r"(?!.*\b(?:versions?|arguments?|options?|flags?|usage|types?|sizes?|shapes?|number of)\b).*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def device_listing() -> ToolReport:
     """neuron-ls: how many devices of which size the node has."""
     try:
-        devices = _devices()
+        devices = listed_devices()
     except Unavailable as error:
         return ToolReport("neuron-ls", skipped=str(error))
     if not devices:
         return ToolReport("neuron-ls", skipped="it lists no device")
-    count = sum(_number(device, "nc_count") for device in devices)
-    sizes = sorted({round(_number(device, "memory_size") / 2**30) for device in devices})
+    count = sum(number_at(device, "nc_count") for device in devices)
+    sizes = sorted({round(number_at(device, "memory_size") / 2**30) for device in devices})
     each = " or ".join(map(str, sizes))
     return ToolReport("neuron-ls", note=f"{len(devices)} devices of {each} GiB, {count} cores")
 
@@ -68,7 +78,7 @@ def hardware_counters() -> ToolReport:
 def collectives() -> ToolReport:
     """nccom-test: all-reduces of known numbers among all cores, which nothing else may use meanwhile."""
     try:
-        count = cores()
+        count = neuron_cores()
     except Unavailable as error:
         return ToolReport("nccom-test", skipped=f"neuron-ls: {error}")
     if count < 2:
@@ -91,28 +101,6 @@ def collectives() -> ToolReport:
     return ToolReport("nccom-test", note=f"{count} cores' sums are right{_speed(results)}")
 
 
-def cores() -> int:
-    """How many logical cores the node has, each of which a rank can have.
-
-    Raises:
-        Unavailable: neuron-ls doesn't say.
-    """
-    return sum(_number(device, "nc_count") for device in _devices())
-
-
-def _devices() -> list[dict[str, Any]]:
-    try:
-        said = json.loads(output_of("neuron-ls", "--json-output", timeout=LS_TIMEOUT))
-    except ValueError:
-        raise Unavailable("its report can't be read") from None
-    return [device for device in said if isinstance(device, dict)] if isinstance(said, list) else []
-
-
-def _number(of: dict[str, Any], key: str) -> int:
-    value = of.get(key)
-    return value if isinstance(value, int) else 0
-
-
 def _at(tree: Any, *keys: str) -> Any:
     """The value below these keys; None where there is none."""
     for key in keys:
@@ -123,7 +111,7 @@ def _at(tree: Any, *keys: str) -> Any:
 def _counted(counters: list[Any]) -> Iterator[str]:
     for device in counters:
         for key, meaning in BROKEN.items():
-            if isinstance(device, dict) and (count := _number(device, key)):
+            if isinstance(device, dict) and (count := number_at(device, key)):
                 yield f"device {device.get('neuron_device_index')} with {count} {meaning}"
 
 
@@ -140,8 +128,12 @@ def _execution_errors(said: Any) -> list[str]:
 
 def _failed_collectives(output: str, why: str) -> ToolReport:
     """A wrong sum is the node's fault; that the test couldn't run may be anybody's, and is said."""
-    wrong = re.search(r"^.*\b(?:golden|mismatch|incorrect|corrupt\w*|not match)\b.*$", output, re.I | re.M)
-    if wrong and "Failure running" not in output:
+    if known := known_in(output, NEURON_ERRORS):
+        said = known.sentence()
+        return (
+            ToolReport("nccom-test", (said,)) if known.of_the_node else ToolReport("nccom-test", skipped=said)
+        )
+    if (wrong := WRONG_SUM.search(output)) and "Failure running" not in output:
         line = " ".join(wrong.group().split())[:200]
         return ToolReport("nccom-test", (f"collectives with wrong sums ({line})",))
     lines = [line for line in output.splitlines() if "Failure running" in line or "error" in line.lower()]

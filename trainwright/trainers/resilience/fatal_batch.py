@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.trainers.observers.json_lines import last_record, read_lines
-from trainwright.trainers.parallel.first_failure import LOST
+from trainwright.trainers.platform.launched import LOST
 
 BEGINNINGS = ("start", "resume")
 AT_THE_BATCH = ("forward_backward", "agree")  # phases in which a hang may be the batch's
