@@ -32,7 +32,8 @@ def check_recipe(recipe: Recipe, worlds: Sequence[int] | None = None, *, planned
     worlds: each number of ranks that the run may come to have; the launcher's, if there is one, unless given.
     planned: nothing will be read, so the data needn't be there.
     """
-    said = [sentence for check in CHECKS if not (planned and check is _sources) for sentence in check(recipe)]
+    checks = (*(check for check in CHECKS if check is not _sources), _machines) if planned else CHECKS
+    said = [sentence for check in checks for sentence in check(recipe)]
     said += check_layout(recipe, worlds)
     if said:
         raise BadRequest("; ".join(said))
@@ -357,6 +358,16 @@ def _missing(key: str, path: str) -> Iterator[str]:
         yield f"{key}: no file matches {path}"
     elif not is_glob and not expanded.exists():
         yield f"{key}: {path} doesn't exist"
+
+
+def _machines(recipe: Recipe) -> Iterator[str]:
+    """Whether a plan is for the devices of its cluster."""
+    cluster = recipe.cluster
+    if cluster.instance is not None and recipe.platform not in ("auto", cluster.platform):
+        yield (
+            f"platform={recipe.platform} isn't that of {cluster.instance}, whose devices are "
+            f"{cluster.platform}: use platform=auto"
+        )
 
 
 def check_layout(recipe: Recipe, worlds: Sequence[int] | None = None) -> Iterator[str]:

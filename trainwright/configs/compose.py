@@ -67,11 +67,12 @@ def run_with_recipe(
     worlds: Callable[[Recipe], Sequence[int]] | None = None,
     *,
     planned: bool = False,
+    examples: str | None = None,
 ) -> None:
     """Run `job` under Hydra's own command line: overrides, --cfg, --help, --multirun, completion.
 
     `argv` is what follows `verb`. worlds: what `check_recipe` takes, of a verb that starts the ranks itself or
-    knows of them. planned: as in `check_recipe`.
+    knows of them. planned: as in `check_recipe`. examples: what its help shows, unless those of training.
     """
 
     def entry(config: DictConfig) -> None:
@@ -89,6 +90,8 @@ def run_with_recipe(
     sys.argv = ["trainwright", *hydra_words(argv)]  # where Hydra reads its words
     if {"-h", "--help"} & {*argv}:
         sys.argv.insert(1, f"hydra.help.app_name='trainwright {verb}'")
+        if examples:
+            sys.argv.insert(1, f"hydra.help.header='{examples}'")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it would swallow the tracebacks that we translate
     with plain_errors(argv):
         try:

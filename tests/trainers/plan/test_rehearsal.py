@@ -175,9 +175,11 @@ def test_what_cannot_fit_is_one_sentence_with_what_would(
     assert (first["rank"], last["rank"]) == (0, 4)
     assert first["as_by_arithmetic"]
     assert last["as_by_arithmetic"]
+    assert last["memory_ratio"] == pytest.approx(1, abs=0.1)
     assert f"plan=rehearsal rank=4 seconds={last['seconds']:.6g} total={last['memory']['total']}" in (
-        capsys.readouterr().out
+        printed := capsys.readouterr().out
     )
+    assert f"memory_ratio={last['memory_ratio']:.6g} as_by_arithmetic=True" in printed
     # 1 % less than what the larger of the two holds.
     most = max(first["memory"]["total"], last["memory"]["total"])
     small = replace(recipe, cluster=replace(recipe.cluster, memory_gib=0.99 * most / 2**30))

@@ -33,7 +33,7 @@ class Layout:
     """A recipe on a mesh of `degrees`; worked out as it is asked for.
 
     Raises:
-        BadRequest: the model has experts, which the arithmetic doesn't know, or its sharding plan isn't its own.
+        BadRequest: the arithmetic doesn't know its experts, or the sharding plan isn't its own.
     """
 
     recipe: Recipe
@@ -42,8 +42,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.recipe.model.moe.num_local_experts is not None:
             raise BadRequest(
-                "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: plan "
-                "a dense model, as that of recipe=llama2_7b"
+                "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: "
+                "plan a dense model, as that of recipe=llama2_7b"
             )
         try:
             unit_kinds(self.recipe.model, self.degrees.tp)
@@ -84,9 +84,9 @@ class Layout:
         return None if cluster.memory_gib is None else (cluster.memory_gib - cluster.reserved_gib) * GIB
 
     @property
-    def fits(self) -> bool:
-        """Whether the memory is enough; where nobody knows how much there is, it is."""
-        return self.room is None or self.memory[1].total <= self.room
+    def fits(self) -> bool | None:
+        """Whether the memory is enough; None where nobody knows how much there is."""
+        return None if self.room is None else self.memory[1].total <= self.room
 
     @cached_property
     def traffic(self) -> list[Traffic]:
@@ -127,7 +127,7 @@ class Layout:
     @property
     def binds(self) -> str:
         """What would have to be better first: memory where it doesn't fit, else what takes most of the step."""
-        if not self.fits:
+        if self.fits is False:
             return "memory"
         part = max(StepTime._fields, key=lambda name: getattr(self.time, name))
         axis = {

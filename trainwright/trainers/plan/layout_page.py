@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from trainwright.trainers.observers.page_style import STYLE
 from trainwright.trainers.plan.layout import PARTS, Layout
 from trainwright.trainers.plan.step_time import __doc__ as assumptions
-from trainwright.trainers.plan.wording import gib, percent, spoken
+from trainwright.trainers.plan.wording import differences, gib, percent, spoken
 
 COLOURS = ("one", "two", "good", "warn", "bad", "other", "quiet")
 BARS = """
@@ -15,8 +16,15 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 """ + "".join(f".c{number} {{ --m: var(--{name}); }} " for number, name in enumerate(COLOURS))
 
 
-def page(layout: Layout) -> str:
-    """The page, from nothing but `layout`."""
+FITS = {
+    True: "It fits",
+    False: "It needs more memory than there is",
+    None: "Nothing says how much memory there is",
+}
+
+
+def page(layout: Layout, rehearsal: Mapping[str, Any] | None = None) -> str:
+    """The page. rehearsal: as `rehearsal_verb.rehearsal_json` has it."""
     cluster, degrees = layout.recipe.cluster, layout.degrees
     title = f"{layout.ranks:,} ranks" + (f" on {cluster.instance}" if cluster.instance else "")
     mesh = (
@@ -45,11 +53,35 @@ def page(layout: Layout) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Plan: {escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}{BARS}</style></head>\n<body>\n<h1>{escape(title)}</h1>"
-        f'<p class="outcome">{"It fits" if layout.fits else "It needs more memory than there is"}; all by '
-        f"arithmetic, nothing was run</p><dl>{items}</dl>\n{_memory(layout)}\n{_time(layout)}\n"
-        f"{_traffic(layout)}\n"
+        f'<p class="outcome">{escape(_outcome(layout, rehearsal))}</p><dl>{items}</dl>\n{_memory(layout)}\n'
+        f"{_time(layout)}\n{_rehearsal(rehearsal) if rehearsal else ''}\n{_traffic(layout)}\n"
         "</body></html>\n"
     )
+
+
+def _outcome(layout: Layout, rehearsal: Mapping[str, Any] | None) -> str:
+    if rehearsal is None:
+        return f"{FITS[layout.fits]}; all by arithmetic, nothing was run"
+    most = max(one["memory"]["total"] for one in rehearsal["ranks"])
+    fits = None if layout.room is None else layout.fits is True and most <= layout.room
+    return f"{FITS[fits]}; by arithmetic, and a step was rehearsed without memory"
+
+
+def _rehearsal(record: Mapping[str, Any]) -> str:
+    """What each rank held, and where that isn't what the arithmetic says."""
+    first = record["ranks"][0]
+    head = ("Rank", *first["memory"], "Beside arithmetic", "Collectives")
+    rows = [
+        (
+            str(one["rank"]),
+            *map(gib, one["memory"].values()),
+            f"{one['memory_ratio']:.3f}",
+            "the same" if one["as_by_arithmetic"] else "others",
+        )
+        for one in record["ranks"]
+    ]
+    said = "".join(f"<p>{escape(line)}</p>" for line in differences(record))
+    return f"<h2>Rehearsed, on {escape(record['platform'])}</h2>{_table(head, rows)}{said}"
 
 
 def _memory(layout: Layout) -> str:

@@ -25,12 +25,16 @@ def plan_layout(recipe: Recipe) -> None:
     layout = Layout(recipe, resolve_degrees(recipe.parallel, planned_ranks(recipe)))
     print("\n".join(tables(layout) if sys.stdout.isatty() else lines(layout)), flush=True)
     record = as_json(layout)
-    said = None if layout.fits else with_remedies(layout)
+    said = with_remedies(layout) if layout.fits is False else None
     if recipe.plan.rehearse:
         from trainwright.trainers.plan import rehearsal_verb  # builds models, which nothing else here does
 
-        record["rehearsal"], said = rehearsal_verb.rehearse_and_tell(layout)
-    texts = {"plan.html": page(layout), "plan.json": json.dumps(record, indent=2) + "\n"}
+        record["rehearsal"], refused = rehearsal_verb.rehearse_and_tell(layout)
+        said = refused or said
+    texts = {
+        "plan.html": page(layout, record.get("rehearsal")),
+        "plan.json": json.dumps(record, indent=2) + "\n",
+    }
     print(f"plan={write(recipe.plan.dir, texts) / 'plan.html'}")
     if said:
         raise BadRequest(said)

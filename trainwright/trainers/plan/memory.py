@@ -121,7 +121,7 @@ class _Step:
     def _batch(self, recipe: Recipe, degrees: Degrees) -> int:
         """The batch, what keeps documents apart, rotary tables, and what a pipeline receives in a step."""
         count, on = len(micro_batches(recipe, degrees)), self.on
-        whole = degrees.pp > 1 or planned_platform(recipe) == "cpu"
+        whole = degrees.pp > 1 or PLATFORMS[planned_platform(recipe)].is_the_host
         positions = on.positions * (count if whole else 1)
         tables = 2 * on.length * on.head * on.element
         received = sum(not stage.begins for stage in self.stages) + sum(not stage.ends for stage in self.stages)

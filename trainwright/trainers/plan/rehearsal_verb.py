@@ -10,10 +10,11 @@ from typing import Any
 from trainwright.trainers.parallel.traffic import by_group, step_traffic
 from trainwright.trainers.plan.activations import planned_platform
 from trainwright.trainers.plan.layout import GIB, Layout
+from trainwright.trainers.plan.memory import memory_of
 from trainwright.trainers.plan.refusals import remedies
 from trainwright.trainers.plan.rehearsal import Rehearsal, rehearse
 from trainwright.trainers.plan.shapes import ranks_that_differ
-from trainwright.trainers.plan.wording import gib, spoken, table, words
+from trainwright.trainers.plan.wording import differences, gib, spoken, table, words
 
 
 def rehearse_and_tell(layout: Layout) -> tuple[dict[str, Any], str | None]:
@@ -24,7 +25,7 @@ def rehearse_and_tell(layout: Layout) -> tuple[dict[str, Any], str | None]:
     """
     rehearsals = rehearse_layout(layout)
     record = rehearsal_json(layout, rehearsals)
-    print("\n".join(rehearsal_tables(layout, rehearsals) if sys.stdout.isatty() else rehearsal_lines(record)))
+    print("\n".join(rehearsal_tables(record) if sys.stdout.isatty() else rehearsal_lines(record)))
     return record, too_much(layout, rehearsals)
 
 
@@ -64,22 +65,24 @@ def too_much(layout: Layout, rehearsals: Sequence[Rehearsal]) -> str | None:
     )
 
 
-def rehearsal_tables(layout: Layout, rehearsals: Sequence[Rehearsal]) -> Iterator[str]:
+def rehearsal_tables(record: dict[str, Any]) -> Iterator[str]:
     """What is printed in a terminal."""
-    took = spoken(sum(one.seconds for one in rehearsals))
-    yield f"rehearsed in {took}, on {planned_platform(layout.recipe)}: the most that each rank holds"
-    head = ("rank", *rehearsals[0].memory._fields, "total")
-    yield from table(
-        head, [(str(one.rank), *map(gib, one.memory), gib(one.memory.total)) for one in rehearsals]
-    )
-    worst = highest(rehearsals)
-    yield f"what rank {worst.rank} sends in a step"
+    ranks = record["ranks"]
+    took = spoken(sum(one["seconds"] for one in ranks))
+    yield f"rehearsed in {took}, on {record['platform']}: the most that each rank holds"
+    head = ("rank", *ranks[0]["memory"], "beside arithmetic")
+    rows = [
+        (str(one["rank"]), *map(gib, one["memory"].values()), f"{one['memory_ratio']:.3f}") for one in ranks
+    ]
+    yield from table(head, rows)
+    worst = max(ranks, key=lambda one: one["memory"]["total"])
+    yield f"what rank {worst['rank']} sends in a step"
     sums = [
-        (axis, kind, f"{calls:,}", f"{sent / 1e6:,.1f} MB")
-        for (axis, kind), (calls, sent) in worst.collectives.items()
+        (sent["axis"], sent["kind"], f"{sent['calls']:,}", f"{sent['bytes'] / 1e6:,.1f} MB")
+        for sent in worst["collectives"]
     ]
     yield from table(("axis", "collective", "calls", "bytes"), sums)
-    yield "the same as by arithmetic" if agrees(layout, worst) else "arithmetic says something else: a bug"
+    yield from list(differences(record)) or ["as by arithmetic"]
 
 
 def agrees(layout: Layout, told: Rehearsal) -> bool:
@@ -88,14 +91,23 @@ def agrees(layout: Layout, told: Rehearsal) -> bool:
     return told.collectives == by_group(step_traffic(layout.recipe, degrees, pp_rank=pp_rank), degrees)
 
 
+def memory_ratio(layout: Layout, told: Rehearsal) -> float:
+    """The rehearsed memory over that of the formulas."""
+    pp_rank = told.rank * layout.degrees.pp // told.world
+    return told.memory.total / memory_of(layout.recipe, layout.degrees, pp_rank).total
+
+
 def rehearsal_lines(record: dict[str, Any]) -> Iterator[str]:
     """What is printed where there is no terminal."""
     for one in record["ranks"]:
-        yield f"plan=rehearsal rank={one['rank']} {words(seconds=one['seconds'], **one['memory'])}"
+        beside = {key: one[key] for key in ("memory_ratio", "as_by_arithmetic")}
+        yield f"plan=rehearsal rank={one['rank']} {words(seconds=one['seconds'], **one['memory'], **beside)}"
         for moment, memory in one["by_moment"].items():
             yield f"plan=rehearsal rank={one['rank']} {words(moment=moment, **memory)}"
         for sent in one["collectives"]:
             yield f"plan=rehearsal rank={one['rank']} {words(**sent)}"
+    for sentence in differences(record):
+        yield words(plan="rehearsal", differs=sentence)
 
 
 def rehearsal_json(layout: Layout, rehearsals: Sequence[Rehearsal]) -> dict[str, Any]:
@@ -118,6 +130,7 @@ def rehearsal_json(layout: Layout, rehearsals: Sequence[Rehearsal]) -> dict[str,
                     for (axis, kind), (calls, sent) in one.collectives.items()
                 ],
                 "as_by_arithmetic": agrees(layout, one),
+                "memory_ratio": memory_ratio(layout, one),
             }
             for one in rehearsals
         ],

@@ -125,9 +125,9 @@ def _seconds_of(traffic: list[Traffic], recipe: Recipe, degrees: Degrees) -> flo
 def _exposed(
     each: list[Traffic], last: list[Traffic], passes: int, beside: float, recipe: Recipe, degrees: Degrees
 ) -> float:
-    """What of the passes' data-parallel communication their products don't hide, which take `beside` seconds each.
+    """What of the data-parallel communication of `passes` isn't hidden by their products.
 
-    each: is spread over all passes; last: comes in the last one alone.
+    beside: seconds of a pass's products. each: is spread over all passes; last: comes in the last one alone.
     """
     hidden = recipe.cluster.overlap * beside
     of_a_pass, at_the_end = _seconds_of(each, recipe, degrees) / passes, _seconds_of(last, recipe, degrees)

@@ -1,7 +1,8 @@
 """How a plan's numbers are written, on the console and on the page."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from trainwright.trainers.observers.time_left import duration
 from trainwright.trainers.plan.goodput_outlook import HOUR
@@ -33,6 +34,21 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[st
 def gib(size: float) -> str:
     """`12.34 GiB`."""
     return f"{size / 2**30:.2f} GiB"
+
+
+APART = 0.1  # of the memory by arithmetic: more than that is said
+
+
+def differences(rehearsal: Mapping[str, Any]) -> Iterator[str]:
+    """Where a rehearsal, as `rehearsal_verb.rehearsal_json` has it, isn't what the arithmetic says."""
+    for one in rehearsal["ranks"]:
+        if not one["as_by_arithmetic"]:
+            yield f"rank {one['rank']} sends something else than arithmetic says: a bug"
+        if abs(one["memory_ratio"] - 1) > APART:
+            yield (
+                f"rank {one['rank']} holds {one['memory_ratio']:.2f} times what arithmetic says, which is "
+                f"{gib(one['memory']['total'] / one['memory_ratio'])}"
+            )
 
 
 def words(**pairs: object) -> str:

@@ -30,6 +30,7 @@ class Cpu(Platform):
     attention = "blockwise"
     sends_directly = True  # gloo's reduce-scatter is an all-reduce, and its all-gather goes round in a ring
     shares_memory = True
+    is_the_host = True
     product_size = 256
     buffer_bytes = 1 << 22
 
