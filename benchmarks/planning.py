@@ -23,7 +23,7 @@ from trainwright.configs.schema import Recipe
 from trainwright.trainers.plan.layout import GIB, Layout
 from trainwright.trainers.plan.scaling import scaling
 from trainwright.trainers.plan.scaling_verb import as_json as scaling_records
-from trainwright.trainers.plan.search import search
+from trainwright.trainers.plan.search import Refused, search
 from trainwright.trainers.plan.search_verb import record
 
 RESULTS = Path(__file__).parent / "results" / "planning.json"
@@ -114,7 +114,7 @@ def searched() -> dict[str, Any]:
     started = time.perf_counter()
     found = search(recipe, planned_ranks(recipe))
     seconds = time.perf_counter() - started
-    assert found.own is not None
+    assert not isinstance(found.own, Refused)
     shown = [*enumerate(found.fit[:8]), found.own]
     return {
         "seconds": round(seconds, 1),
@@ -185,7 +185,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells = [f"{count:,}"]
         for own in results["scaling"].values():
             one = next((one for one in own if one["nodes"] == count), None)
-            cells += [f"{one['step_s']:.2f}", f"{100 * one['efficiency']:.1f} %"] if one else ["", ""]
+            if one is None or one["efficiency"] is None:  # the degrees don't go on so few, or it doesn't fit
+                cells += ["", ""]
+            else:
+                cells += [f"{one['step_s']:.2f}", f"{100 * one['efficiency']:.1f} %"]
         by_nodes.append(cells)
     names = [f"{name}: {what}" for name in results["scaling"] for what in ("step, s", "efficiency")]
     return {
@@ -217,8 +220,9 @@ def plot(scaled: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(6.8, 3.6))
     for name, rows in scaled.items():
+        fit = [one for one in rows if one["efficiency"] is not None]
         axis.plot(
-            [one["nodes"] for one in rows], [100 * one["efficiency"] for one in rows], marker="o", label=name
+            [one["nodes"] for one in fit], [100 * one["efficiency"] for one in fit], marker="o", label=name
         )
     nodes, share = PUBLISHED_SCALING
     axis.plot(

@@ -5,15 +5,16 @@ import json
 import pytest
 
 from tests.trainers.plan.toy import CLUSTER, TINY
-from trainwright.cli import main
+from trainwright.cli import SUBJECTS, main
 from trainwright.configs.compose import load_recipe
 from trainwright.configs.degrees import resolve_degrees
 from trainwright.configs.planned import any_world, planned_ranks, planned_worlds
 from trainwright.models import llama_plan
-from trainwright.trainers.plan import layout_verb, search_verb, shapes
+from trainwright.trainers.plan import layout_verb, rehearsal_verb, search_verb, shapes
 from trainwright.trainers.plan.layout import GIB, Layout
-from trainwright.trainers.plan.search import search
+from trainwright.trainers.plan.search import Refused, search
 from trainwright.trainers.plan.step_time import StepTime
+from trainwright.trainers.plan.wording import differences
 
 HLAT = ["recipe=llama2_7b", "cluster=trn1.32xlarge", "cluster.nodes=128"]
 TOY = [*TINY, *CLUSTER, "precision=mixed", "train.global_batch_size=8", "train.micro_batch_size=1"]
@@ -71,6 +72,14 @@ def test_what_is_refused(refusal):
         "cluster.reached=2", "parallel.dp_shard=1"
     )
     assert "plan.dir=" in refusal(*TOY, "plan.dir=/dev/null/no")
+    assert refusal("cluster=p5", "platform=neuron", "parallel.dp_shard=8") == (
+        "platform=neuron isn't that of p5.48xlarge, whose devices are cuda: use platform=auto"
+    )
+    assert refusal("cluster=p5", "cluster.nodes=-1") == "cluster.nodes=-1 must be at least 1"
+    assert refusal("cluster.nodes=16", "parallel.dp_shard=1") == (
+        "cluster.nodes=16 says how many nodes there are and nothing says of which kind: name it, as by "
+        "cluster=trn1.32xlarge, or leave cluster.nodes out"
+    )
 
 
 def test_what_does_not_fit_names_the_number_and_what_would_do(refusal):
@@ -87,16 +96,18 @@ def test_what_does_not_fit_names_the_number_and_what_would_do(refusal):
 def test_without_a_cluster_there_is_memory_but_no_time(tmp_path, capsys):
     assert main(["plan", *TINY, "parallel.dp_shard=1", f"plan.dir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert "room=None fits=True" in printed
+    assert "room=None fits=None" in printed
     assert "step_s" not in printed
-    assert "A step" not in (tmp_path / "plan.html").read_text()
+    page = (tmp_path / "plan.html").read_text()
+    assert "A step" not in page
+    assert "Nothing says how much memory there is" in page
 
 
 def test_the_search_and_the_scaling_leave_their_records(tmp_path, capsys):
     assert main(["plan", "search", *TOY, f"plan.dir={tmp_path}"]) == 0
     found = json.loads((tmp_path / "plan_search.json").read_text())
     assert found["fit"][0]["place"] == 1
-    assert found["own"]
+    assert found["own"]["place"]
     assert all(one["why"] for one in found["refused"])
     assert (
         main(["plan", "scaling", *TOY, "parallel.dp_shard=8", "cluster.nodes=4", f"plan.dir={tmp_path}"]) == 0
@@ -113,8 +124,8 @@ def test_the_search_and_the_scaling_leave_their_records(tmp_path, capsys):
 def test_experts_are_refused(words: list[str], refusal):
     experts = ["model.moe.num_local_experts=4", "parallel.dp_shard=8"]
     assert refusal(*words, *TOY, *experts) == (
-        "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: plan a dense "
-        "model, as that of recipe=llama2_7b"
+        "trainwright plan doesn't work out a mixture of experts (model.moe.num_local_experts) yet: plan a "
+        "dense model, as that of recipe=llama2_7b"
     )
 
 
@@ -127,12 +138,64 @@ def test_a_sharding_plan_that_is_not_the_models_is_one_sentence(
     monkeypatch.delitem(llama_plan.PLAN, "layers.*.mlp.down_proj")
     monkeypatch.setattr(shapes, "_made", {})
     assert refusal(*words, *TOY) == (
-        "the sharding plan misses the module layers.0.mlp.down_proj: mend it in trainwright/models/llama_plan.py"
+        "the sharding plan misses the module layers.0.mlp.down_proj: mend it in "
+        "trainwright/models/llama_plan.py"
     )
 
 
 def test_a_search_that_finds_nothing(refusal):
     assert "none of " in refusal("search", *TOY, "cluster.memory_gib=0.000001")
+
+
+def test_more_nodes_that_do_not_help(refusal, tmp_path):
+    said = refusal("scaling", *TOY, "parallel.dp_shard=8", "cluster.memory_gib=0.000001")
+    assert said.startswith("it fits on no number of nodes; on 2 a rank needs 0.0 GiB")
+    assert (tmp_path / "plan_scaling.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["search", "scaling", "goodput"])
+def test_only_a_layout_is_rehearsed(verb: str, refusal):
+    assert refusal(verb, *TOY, "--rehearse") == (
+        f"--rehearse goes with trainwright plan layout, not with plan {verb}: leave it out"
+    )
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_help_shows_what_can_be_run(subject: str, capsys):
+    with pytest.raises(SystemExit, match="0"):  # Hydra's
+        main(["plan", subject, "--help"])
+    shown = capsys.readouterr().out.split("Groups and")[0].split("Examples:\n")[1]
+    assert shown.strip().splitlines() == SUBJECTS[subject].example.splitlines()
+    assert main(["plan", "--help"]) == 0
+    assert " --rehearse\n" in capsys.readouterr().out
+
+
+RANK = {"memory": {"total": 2**30}, "as_by_arithmetic": True, "memory_ratio": 1.0, "rank": 4}
+
+
+def test_what_differs_from_the_arithmetic_is_said():
+    def said(**changes: object) -> list[str]:
+        return list(differences({"ranks": [RANK | changes]}))
+
+    assert said() == said(memory_ratio=0.91) == []
+    assert said(memory_ratio=1.25) == ["rank 4 holds 1.25 times what arithmetic says, which is 0.80 GiB"]
+    assert said(as_by_arithmetic=False) == ["rank 4 sends something else than arithmetic says: a bug"]
+
+
+def test_a_rehearsal_is_on_the_page_and_does_not_take_back_what_arithmetic_refuses(
+    refusal, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    told = RANK | {"rank": 0, "memory": {"total": 12345678}, "memory_ratio": 1.5}
+    monkeypatch.setattr(
+        rehearsal_verb, "rehearse_and_tell", lambda layout: ({"platform": "cuda", "ranks": [told]}, None)
+    )
+    said = refusal("--rehearse", *TOY, "cluster.memory_gib=0.000001")
+    assert said.startswith("a rank needs 0.0 GiB and has 0.0")
+    page = (tmp_path / "plan.html").read_text()
+    assert "It needs more memory than there is; by arithmetic, and a step was rehearsed" in page
+    assert "nothing was run" not in page
+    assert "<h2>Rehearsed, on cuda</h2>" in page
+    assert "rank 0 holds 1.50 times what arithmetic says" in page
 
 
 def test_rehearsing_is_asked_for_by_a_word(tmp_path, capsys):
@@ -143,9 +206,10 @@ def test_rehearsing_is_asked_for_by_a_word(tmp_path, capsys):
 def test_the_published_run_fits_and_what_is_faster_is_its_neighbour():
     recipe = load_recipe(HLAT, any_world, planned=True)
     found = search(recipe, planned_ranks(recipe))
-    assert found.own is not None
+    assert not isinstance(found.own, Refused)
     _, own = found.own
     assert own.degrees == (1, 1, 512, 8)
+    assert own.recipe == recipe
     best = found.fit[0].degrees
     assert best.pp == 1
     assert best.tp in (4, 8)

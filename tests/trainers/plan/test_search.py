@@ -9,7 +9,7 @@ from trainwright.configs.planned import any_world
 from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.plan.scaling import efficiency, scaling
-from trainwright.trainers.plan.search import candidates, divisors, search, words_of
+from trainwright.trainers.plan.search import Refused, candidates, divisors, search, words_of
 
 # Layers that four peers can part; products so slow that links hardly matter.
 BASE = "model.intermediate_size=512 precision=mixed train.global_batch_size=8 train.micro_batch_size=1"
@@ -64,11 +64,26 @@ def test_a_slow_network_keeps_the_traffic_in_the_nodes():
 
 def test_the_recipes_own_place():
     found = search(recipe_for("parallel.tp=2 parallel.zero=1"), 8)
-    assert found.own is not None
+    assert not isinstance(found.own, Refused)
     place, layout = found.own
     assert layout.degrees == Degrees(dp_shard=4, tp=2)
-    assert found.fit[place] is layout
-    assert search(recipe_for("parallel.tp=2 cluster.memory_gib=0.000001"), 8).own is None
+    assert found.fit[place] == layout
+    assert len({repr(one.recipe) for one in found.fit}) == len(found.fit)
+    # It is timed as it is written, also where less checkpointing would fit.
+    full = search(recipe_for("parallel.tp=2 parallel.zero=1 train.activation_checkpointing=full"), 8)
+    assert not isinstance(full.own, Refused)
+    assert full.own[1].recipe.train.activation_checkpointing == "full"
+    assert full.own[1].time.again > 0
+    assert len(full.fit) == len(found.fit) + 1
+
+
+def test_why_the_recipes_own_layout_cannot_be():
+    small = search(recipe_for("parallel.tp=2 cluster.memory_gib=0.000001"), 8).own
+    assert isinstance(small, Refused)
+    assert small.why.startswith("a rank needs 0.0 GiB and has 0.0")
+    wrong = search(recipe_for("parallel.tp=2 parallel.dp_shard=8"), 8).own
+    assert isinstance(wrong, Refused)
+    assert "needs 16 ranks and this run has 8" in wrong.why
 
 
 def test_a_cluster_that_is_not_described():
@@ -89,7 +104,18 @@ def test_weak_scaling_by_hand():
     assert shares[2] == pytest.approx(over_network * 15 / 16)
     kept = [1 / sum(layout.time) for layout in layouts]
     assert efficiency(layouts) == pytest.approx([pace / kept[0] for pace in kept])
-    assert efficiency(layouts)[0] == 1 > efficiency(layouts)[1]
+    assert efficiency(layouts)[0] == 1
+
+
+def test_efficiency_is_of_what_fits():
+    words = "parallel.dp_shard=4 parallel.zero=1 train.global_batch_size=4 cluster.nodes=4"
+    layouts = scaling(recipe_for(words))
+    needs = [layout.memory[1].total / 2**30 for layout in layouts]
+    assert needs == sorted(needs, reverse=True)
+    shares = efficiency(scaling(recipe_for(words, f"cluster.memory_gib={needs[1]}")))
+    assert shares[:2] == [None, 1]
+    assert shares[2] is not None
+    assert 0 < shares[2] < 1
 
 
 def test_scaling_begins_where_the_model_goes():

@@ -59,7 +59,8 @@ def _on(recipe: Recipe, own: Degrees, ranks: int, data: int, batch: int) -> Layo
     return Layout(grown, resolve_degrees(parallel, ranks))
 
 
-def efficiency(layouts: list[Layout]) -> list[float]:
-    """Of each, its tokens a second and rank as a share of the first one's."""
-    paces = [layout.tokens_per_s / layout.ranks for layout in layouts]
-    return [pace / paces[0] for pace in paces]
+def efficiency(layouts: list[Layout]) -> list[float | None]:
+    """Of each that fits, its tokens a second and rank as a share of the first's that does; else None."""
+    paces = [None if layout.fits is False else layout.tokens_per_s / layout.ranks for layout in layouts]
+    first = next((pace for pace in paces if pace is not None), 1.0)
+    return [None if pace is None else pace / first for pace in paces]

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainwright.configs.schema import Recipe
+from trainwright.errors import BadRequest
 from trainwright.trainers.plan.files import write
 from trainwright.trainers.plan.layout import GIB, Layout
+from trainwright.trainers.plan.refusals import with_remedies
 from trainwright.trainers.plan.scaling import efficiency, scaling
 from trainwright.trainers.plan.wording import percent, spoken, table, words
 
+FITS = {True: "yes", False: "no", None: "?"}
 HEAD = ("nodes", "ranks", "shards", "sequences", "GiB", "fits", "step", "tokens/s", "MFU", "efficiency")
 
 
@@ -18,12 +21,16 @@ def plan_scaling(recipe: Recipe) -> None:
     """Print the table, and write it into `plan_scaling.json` in `plan.dir`.
 
     Raises:
-        BadRequest: the cluster isn't described, the layout doesn't go on it, or the folder can't be written to.
+        BadRequest: the cluster isn't described, the layout doesn't go on it, it fits on no number of nodes, or
+            the folder can't be written to.
     """
     layouts = scaling(recipe)
     print("\n".join(tables(layouts) if sys.stdout.isatty() else lines(layouts)))
     text = json.dumps(as_json(layouts), indent=1) + "\n"
     print(f"plan={write(recipe.plan.dir, {'plan_scaling.json': text}) / 'plan_scaling.json'}")
+    if all(layout.fits is False for layout in layouts):
+        nodes = as_json(layouts)[-1]["nodes"]
+        raise BadRequest(f"it fits on no number of nodes; on {nodes:,} {with_remedies(layouts[-1])}")
 
 
 def tables(layouts: list[Layout]) -> Iterator[str]:
@@ -35,11 +42,11 @@ def tables(layouts: list[Layout]) -> Iterator[str]:
             f"{one['dp_shard']:,}",
             f"{one['global_batch_size']:,}",
             f"{one['memory'] / GIB:.1f}",
-            "yes" if one["fits"] else "no",
+            FITS[one["fits"]],
             spoken(one["step_s"]),
             f"{one['tokens_per_s']:,.0f}",
             percent(one["mfu"]),
-            percent(one["efficiency"]),
+            "" if one["efficiency"] is None else percent(one["efficiency"]),
         )
         for one in as_json(layouts)
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from trainwright.configs.check import check_layout
 from trainwright.configs.degrees import resolve_degrees
-from trainwright.configs.schema import ParallelConfig, Recipe
+from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.plan.layout import Layout
 from trainwright.trainers.plan.refusals import NOT_TIMED, too_large
@@ -27,11 +27,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Found:
-    """What was tried. fit: the fastest first. own: the recipe's place there, and its layout, if it is there."""
+    """What was tried. fit: the fastest first. own: the recipe's place there and its layout, or why it isn't."""
 
     fit: list[Layout]
     refused: list[Refused]
-    own: tuple[int, Layout] | None
+    own: tuple[int, Layout] | Refused
 
     @property
     def reasons(self) -> list[tuple[str, int, str]]:
@@ -42,12 +42,15 @@ class Found:
 
 
 def search(recipe: Recipe, ranks: int) -> Found:
-    """Try every layout of `recipe` on `ranks` ranks of its cluster; the least checkpointing that fits is taken.
+    """Try every layout of `recipe` on `ranks` ranks of its cluster, and the recipe as it is written.
+
+    Of each the least checkpointing that fits is taken; the recipe keeps its own.
 
     Raises:
         BadRequest: the cluster isn't described well enough to say how fast a layout is.
     """
     fit, refused = [], []
+    own = _as_written(recipe, ranks)
     for candidate in candidates(recipe, ranks):
         if said := list(check_layout(candidate, [ranks])):
             refused.append(Refused(words_of(candidate), said[0]))
@@ -56,24 +59,27 @@ def search(recipe: Recipe, ranks: int) -> Found:
         for mode in CHECKPOINTING:
             train = replace(candidate.train, activation_checkpointing=mode)
             layout = Layout(replace(candidate, train=train), degrees)
-            if layout.fits:
+            if layout.fits is not False:
                 break
         if not layout.timed:
             raise BadRequest(NOT_TIMED)
-        if layout.fits:
+        if layout.fits is not False:
             fit.append(layout)
         else:
             refused.append(Refused(words_of(candidate), too_large(layout)))
+    if isinstance(own, Layout) and own not in fit:
+        fit.append(own)
     fit.sort(key=lambda layout: layout.time.total)
-    own = words_of(replace(recipe, parallel=_without_rest(recipe.parallel, ranks)))
-    place = next((place for place, layout in enumerate(fit) if words_of(layout.recipe) == own), None)
-    return Found(fit, refused, None if place is None else (place, fit[place]))
+    return Found(fit, refused, (fit.index(own), own) if isinstance(own, Layout) else own)
 
 
-def _without_rest(parallel: ParallelConfig, ranks: int) -> ParallelConfig:
-    """With the number of ranks that are left in the place of -1."""
-    taken = parallel.pp * parallel.dp_replicate * parallel.tp
-    return replace(parallel, dp_shard=ranks // taken) if parallel.dp_shard == -1 else parallel
+def _as_written(recipe: Recipe, ranks: int) -> Layout | Refused:
+    """The recipe's own layout."""
+    if said := list(check_layout(recipe, [ranks])):
+        return Refused(words_of(recipe), said[0])
+    degrees = resolve_degrees(recipe.parallel, ranks)
+    layout = Layout(replace(recipe, parallel=replace(recipe.parallel, dp_shard=degrees.dp_shard)), degrees)
+    return Refused(words_of(layout.recipe), too_large(layout)) if layout.fits is False else layout
 
 
 def candidates(recipe: Recipe, ranks: int) -> Iterator[Recipe]:

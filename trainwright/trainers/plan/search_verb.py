@@ -10,7 +10,7 @@ from trainwright.configs.schema import Recipe
 from trainwright.errors import BadRequest
 from trainwright.trainers.plan.files import write
 from trainwright.trainers.plan.layout import GIB, Layout
-from trainwright.trainers.plan.search import Found, search, words_of
+from trainwright.trainers.plan.search import Found, Refused, search, words_of
 from trainwright.trainers.plan.wording import percent, spoken, table, words
 
 SHOWN = 10
@@ -51,7 +51,7 @@ def plan_search(recipe: Recipe) -> None:
 def shown(found: Found) -> list[tuple[int, Layout]]:
     """The fastest layouts with their places, and the recipe's own."""
     first = list(enumerate(found.fit[:SHOWN]))
-    return [*first, found.own] if found.own and found.own[0] >= SHOWN else first
+    return first if isinstance(found.own, Refused) or found.own[0] < SHOWN else [*first, found.own]
 
 
 def row(place: int, layout: Layout) -> tuple[str, ...]:
@@ -76,7 +76,9 @@ def tables(found: Found) -> Iterator[str]:
     """What is printed in a terminal."""
     yield f"{len(found.fit):,} layouts fit, {len(found.refused):,} can't be"
     yield from table(HEAD, [row(*one) for one in shown(found)])
-    if found.own:
+    if isinstance(found.own, Refused):
+        yield f"the recipe's own layout can't be: {found.own.why}"
+    else:
         place, layout = found.own
         slower = layout.time.total / found.fit[0].time.total - 1
         yield f"the recipe's own layout is number {place + 1}, {percent(slower)} slower than the first"
@@ -89,8 +91,8 @@ def lines(found: Found) -> Iterator[str]:
     yield words(plan="search", fit=len(found.fit), refused=len(found.refused))
     for place, layout in shown(found):
         yield words(plan="layout", **record(place, layout))
-    if found.own:
-        yield words(plan="own", **record(*found.own))
+    own = {"reason": found.own.why} if isinstance(found.own, Refused) else record(*found.own)
+    yield words(plan="own", **own)
     for _, count, sentence in found.reasons:
         yield words(plan="refused", count=count, reason=sentence)
 
@@ -118,7 +120,7 @@ def as_json(found: Found) -> dict[str, Any]:
     """All layouts: those that fit with their numbers, the others with their reason."""
     return {
         "fit": [record(place, layout) for place, layout in enumerate(found.fit)],
-        "own": found.own and found.own[0] + 1,
+        "own": {"why": found.own.why} if isinstance(found.own, Refused) else {"place": found.own[0] + 1},
         "reasons": [{"kind": kind, "count": count, "example": one} for kind, count, one in found.reasons],
         "refused": [{"layout": one.words, "why": one.why} for one in found.refused],
     }
