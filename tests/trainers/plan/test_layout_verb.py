@@ -149,7 +149,7 @@ def test_a_search_that_finds_nothing(refusal):
 
 def test_more_nodes_that_do_not_help(refusal, tmp_path):
     said = refusal("scaling", *TOY, "parallel.dp_shard=8", "cluster.memory_gib=0.000001")
-    assert said.startswith("it fits on no number of nodes; on 2 a rank needs 0.0 GiB")
+    assert said.startswith("the layout fits on no number of nodes; on 2 a rank needs 0.0 GiB")
     assert (tmp_path / "plan_scaling.json").exists()
 
 

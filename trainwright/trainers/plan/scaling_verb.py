@@ -30,7 +30,7 @@ def plan_scaling(recipe: Recipe) -> None:
     print(f"plan={write(recipe.plan.dir, {'plan_scaling.json': text}) / 'plan_scaling.json'}")
     if all(layout.fits is False for layout in layouts):
         nodes = as_json(layouts)[-1]["nodes"]
-        raise BadRequest(f"it fits on no number of nodes; on {nodes:,} {with_remedies(layouts[-1])}")
+        raise BadRequest(f"the layout fits on no number of nodes; on {nodes:,} {with_remedies(layouts[-1])}")
 
 
 def tables(layouts: list[Layout]) -> Iterator[str]:
