@@ -111,18 +111,34 @@ def by_ranks() -> dict[str, str]:
         else:
             dist.recv(x, src=rank - 1)
 
+    share = torch.finfo(torch.float32).max / size
+
     def sum_of_bad() -> None:
         total = bad.clone() if rank == 0 else torch.zeros_like(bad)
         dist.all_reduce(total)
-        largest = torch.finfo(torch.float32).max
-        assert total.tolist() == [1.0, largest, 0.0], total.tolist()
+        assert total.tolist() == [1.0, share, 0.0], total.tolist()
+
+    def sum_of_all_bad() -> None:
+        total = torch.tensor([float("inf"), -float("inf"), 3e38], device="neuron")
+        dist.all_reduce(total)
+        assert total.isfinite().all(), total.tolist()
 
     def scatter_of_bad() -> None:
         mine, parts = torch.zeros(1, device="neuron"), torch.full((size,), float("inf"), device="neuron")
         parts = parts if rank == 0 else torch.zeros(size, device="neuron")
         dist.reduce_scatter_tensor(mine, parts)
-        assert mine.item() == torch.finfo(torch.float32).max
+        assert mine.item() == share
         assert rank > 0 or parts.isinf().all()  # what was brought stays as it was
+
+    def scatter_of_a_bad_list() -> None:
+        mine, parts = torch.zeros(1, device="neuron"), torch.full((size, 1), float("inf"), device="neuron")
+        dist.reduce_scatter(mine, list(parts.clone()))
+        assert mine.isfinite().all(), mine.item()
+
+    def bad_at_one() -> None:
+        total = bad.clone()
+        dist.reduce(total, dst=0)
+        assert rank > 0 or total.isfinite().all(), total.tolist()
 
     cases: dict[str, Callable[[], Any]] = {
         "all-reduce": lambda: dist.all_reduce(x.clone()),
@@ -141,6 +157,9 @@ def by_ranks() -> dict[str, str]:
         "a send": send,
         "a sum of what isn't finite": sum_of_bad,
         "its scattered sum": scatter_of_bad,
+        "a sum of none that is finite": sum_of_all_bad,
+        "its scattered list": scatter_of_a_bad_list,
+        "its sum at one rank": bad_at_one,
         "coalescing": coalesce,  # last: torch goes on collecting
     }
     found = {"before the group": before} | {name: said(case) for name, case in cases.items()}
@@ -167,6 +186,9 @@ RANKS = {
     "a send": "NotImplementedError: .*from rank to rank",
     "a sum of what isn't finite": "done",
     "its scattered sum": "done",
+    "a sum of none that is finite": "done",
+    "its scattered list": "done",
+    "its sum at one rank": "done",
 }
 
 
@@ -222,3 +244,19 @@ def test_other_shapes_are_counted_and_other_numbers_are_not(run_on_neuron: RankP
     assert second >= first  # gradients are added up from the second on
     assert third == second < other
     assert same
+
+
+def what_is_made() -> list[int]:
+    import torch
+    from torch_neuronx.counting import compiled
+
+    counts = []
+    for end in (3, 3, 4):
+        torch.arange(end, dtype=torch.int32, device="neuron")
+        counts.append(len(compiled))
+    return counts
+
+
+def test_what_is_made_out_of_nothing_is_compiled_too(run_on_neuron: RankPool):
+    ((first, second, other),) = run_on_neuron(on_stand_in, 1, what_is_made)
+    assert 0 < first == second < other

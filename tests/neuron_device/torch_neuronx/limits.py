@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Asked = dict[str, Any]  # an operator's arguments by name
 
@@ -45,10 +45,13 @@ SUMS = {
     "allreduce_",
     "all_reduce",
     "all_reduce_",
+    "reduce_",
     "_reduce_scatter_base_",
+    "reduce_scatter_",
     "reduce_scatter_tensor",
     "broadcast_",
 }
+IN_PLACE = {"allreduce_", "all_reduce_", "reduce_", "broadcast_"}
 GATHERS = {"allgather_", "_allgather_base_", "all_gather_into_tensor"}
 SCATTERS = {"_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor"}
 EXCHANGES = {"alltoall_", "alltoall_base_", "all_to_all_single"}
@@ -94,28 +97,35 @@ def check_made(func: Any, made: Any) -> None:
 
 
 def as_summed(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of a sum over ranks as the device may take them: nothing that isn't finite survives it."""
+    """The arguments of a sum over ranks as the device may take them: nothing that isn't finite comes out.
+
+    Each rank's share of the largest number is the most that it brings, so that no sum is above it.
+    """
     namespace, _, name = func._schema.name.partition("::")
     if namespace not in ("c10d", "_c10d_functional") or name not in SUMS:
         return args
-    if name.endswith("reduce_") or name == "broadcast_":
+    share = 1.0 if name == "broadcast_" else 1.0 / _group(named(func, args, {})).size()
+    if name in IN_PLACE:
         for tensor in _tensors(args):
-            _finite(tensor, in_place=True)
+            if tensor.is_floating_point():
+                tensor.inner.copy_(_finite(tensor.inner, share))
         return args
     names = (argument.name for argument in func._schema.arguments)
     return tuple(
-        _finite(value, in_place=False) if argument.startswith("input") else value
+        tree_map(lambda one: _brought(one, share), value) if argument.startswith("input") else value
         for argument, value in zip(names, args, strict=False)
     )
 
 
-def _finite(tensor: Any, in_place: bool) -> Any:
-    if not tensor.is_floating_point():
-        return tensor
-    if in_place:
-        tensor.inner.nan_to_num_(nan=0.0)
-        return tensor
-    return type(tensor)(tensor.inner.nan_to_num(nan=0.0))
+def _brought(value: Any, share: float) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return type(value)(_finite(value.inner, share))
+
+
+def _finite(inner: Tensor, share: float) -> Tensor:
+    most = torch.finfo(inner.dtype).max * share
+    return inner.nan_to_num(nan=0.0).clamp(-most, most)
 
 
 def _moves(func: Any) -> bool:

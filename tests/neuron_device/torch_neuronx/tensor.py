@@ -100,6 +100,7 @@ def _making(make: Any) -> Callable[..., Tensor]:
         limits.check_index(device, INDEX)
         tensor = NeuronTensor(make(*args, **{**kwargs, "device": HOST, "pin_memory": False}))
         limits.check_exists(make, tensor)
+        counting.note(make, limits.named(make, args, kwargs))
         return tensor
 
     return made
