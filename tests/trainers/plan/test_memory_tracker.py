@@ -2,6 +2,7 @@
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from trainwright.models.cross_entropy import linear_cross_entropy
 from trainwright.trainers.plan.memory_tracker import MemoryTracker
@@ -68,3 +69,12 @@ def test_a_gradient_that_autograd_keeps():
         (weight * weight).sum().backward()
         assert tracker.now()["gradients"] == 4 * 300 * 20
         assert tracker.now()["gathered"] == 0
+
+
+def test_weights_stay_weights_where_activations_are_made_again():
+    weight = torch.randn(300, 20, requires_grad=True)
+    hidden = torch.randn(40, 20, requires_grad=True)
+    with MemoryTracker("gradients") as tracker:
+        tracker.assign("weights", [weight])
+        checkpoint(lambda x: (x @ weight.T).sum(), hidden, use_reentrant=False).backward()
+        assert tracker.now()["weights"] == 4 * 300 * 20

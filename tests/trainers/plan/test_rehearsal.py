@@ -1,11 +1,14 @@
 """A rehearsal says what a real step does: on ranks that aren't there, held against those that are."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.rehearsal import GIB, RESULTS, with_tables
 from tests.ranks import RankPool
 from tests.trainers.plan.toy import CLUSTER, TINY
 from trainwright.configs.compose import load_recipe
@@ -39,6 +42,7 @@ SMALL = [
 ]
 INTERLEAVED = "parallel.pp_schedule=interleaved_1f1b model.num_hidden_layers=4"
 CHUNK = 50 * 306 // 2
+DOCS = Path(__file__).parents[3] / "docs" / "rehearsal.md"
 
 
 def recipe_for(ranks: int, *words: str) -> Recipe:
@@ -188,3 +192,16 @@ def test_what_cannot_fit_is_one_sentence_with_what_would(
     assert re.fullmatch(
         r"rank [04] of 8 would hold 0\.0 GiB and has 0\.0, 0\.0 GiB for \w+ and .* would do", said
     )
+
+
+def test_the_results_are_near_and_the_docs_have_them():
+    results = json.loads(RESULTS.read_text())
+    for row in results["real"]:
+        assert sum(row["rehearsed"].values()) == pytest.approx(sum(row["measured"].values()), rel=0.02), row
+    for row in results["large"]:
+        assert row["same_collectives"]
+        assert sum(row["rehearsed"].values()) == pytest.approx(sum(row["arithmetic"].values()), rel=0.1), row
+        for kind, size in row["rehearsed"].items():
+            assert size == pytest.approx(row["arithmetic"][kind], rel=0.1, abs=GIB / 10), kind
+    page = DOCS.read_text()
+    assert page == with_tables(page, results), f"benchmarks/rehearsal.py --docs {DOCS} rewrites it"

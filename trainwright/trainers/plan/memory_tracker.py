@@ -46,6 +46,7 @@ OTHERS = "activations"
 ENGINE = "_engine_run_backward"  # calls autograd, which calls operators itself
 AROUND = ("torch/_dynamo/eval_frame.py", "torch/_compile.py")  # what torch puts around a mode
 DETACH = torch.ops.aten.detach.default
+REDUCE_SCATTER = torch.ops.c10d._reduce_scatter_base_.default
 
 ByKind = dict[str, int]
 
@@ -108,8 +109,11 @@ class MemoryTracker(TorchDispatchMode):
                 if storage._cdata not in self._live:
                     kind = _kind_by_caller(function._schema.name)
                     self._enter(storage, self._whole_gradients if kind == WHOLE else kind)
-        # So autograd keeps a gradient: of a parameter, or of the (B, T, D) that a stage has received.
-        if function is DETACH and result.dim() < 3 and _called_by_engine():
+        if function is REDUCE_SCATTER:  # what comes out is the rank's own part of the gradients
+            self.assign("gradients", [args[0]])
+        # So autograd keeps a gradient: of a parameter, or of the (B, T, D) that a stage has received. It takes out
+        # what was saved likewise: weights, too.
+        if function is DETACH and result.dim() < 3 and _called_by_engine() and self._kind_of(result) == OTHERS:
             self.assign(self._whole_gradients, [result])
         return result
 
@@ -132,6 +136,9 @@ class MemoryTracker(TorchDispatchMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign, assignment]
+
+    def _kind_of(self, tensor: Tensor) -> str:
+        return self._live[_stored(tensor).untyped_storage()._cdata][0]
 
     def _enter(self, storage: torch.UntypedStorage, kind: str) -> None:
         gone = weakref.ref(storage, partial(self._leave, storage._cdata))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainwright.configs.schema import Recipe
 from trainwright.models.attention import Flex
 from trainwright.models.llama import Llama
+from trainwright.trainers.bf16_adamw import Bf16AdamW
 from trainwright.trainers.build import lay_out_model, stepper_of
 from trainwright.trainers.data.batch import Batch
 from trainwright.trainers.data.cursor import new_cursor
@@ -107,6 +108,8 @@ def watch_steps(
             task.fill(local_pieces(model))
         stepper = stepper_of(model, layout, recipe, task, platform.device)
         assert isinstance(stepper, Updating)
+        if isinstance(stepper.optimizer, Bf16AdamW):
+            stepper.optimizer.compiles = False  # within a mode nothing is: it would run uncompiled, all at once
         _assign_what_stays(tracker, model, stepper)
         between = tracker.now()
         given = _given(task, steps)
