@@ -111,8 +111,8 @@ class MemoryTracker(TorchDispatchMode):
                     self._enter(storage, self._whole_gradients if kind == WHOLE else kind)
         if function is REDUCE_SCATTER:  # what comes out is the rank's own part of the gradients
             self.assign("gradients", [args[0]])
-        # So autograd keeps a gradient: of a parameter, or of the (B, T, D) that a stage has received. It takes out
-        # what was saved likewise: weights, too.
+        # So autograd keeps a gradient: of a parameter, or of the (B, T, D) that a stage has received. What was
+        # saved it takes out likewise: weights, too.
         if function is DETACH and result.dim() < 3 and _called_by_engine() and self._kind_of(result) == OTHERS:
             self.assign(self._whole_gradients, [result])
         return result
