@@ -75,7 +75,8 @@ def test_what_is_refused(refusal):
     assert refusal("cluster=p5", "platform=neuron", "parallel.dp_shard=8") == (
         "platform=neuron isn't that of p5.48xlarge, whose devices are cuda: use platform=auto"
     )
-    assert refusal("cluster=p5", "cluster.nodes=-1") == "cluster.nodes=-1 must be at least 1"
+    negative = refusal("cluster=p5", "cluster.nodes=-1", "parallel.dp_shard=8")
+    assert negative == "cluster.nodes=-1 must be at least 1"
     assert refusal("cluster.nodes=16", "parallel.dp_shard=1") == (
         "cluster.nodes=16 says how many nodes there are and nothing says of which kind: name it, as by "
         "cluster=trn1.32xlarge, or leave cluster.nodes out"
