@@ -3,6 +3,7 @@
 Beside one process they are the same to rounding; where all numbers are whole, to the bit. Nothing is divided.
 """
 
+import functools
 from typing import Any
 from unittest.mock import patch
 
@@ -32,7 +33,8 @@ LAYOUTS: list[tuple[int, dict[str, int]]] = [
     *((4, {"zero": zero, "dp_replicate": 2}) for zero in (1, 2, 3)),
     *((4, {"zero": zero, "tp": 2}) for zero in range(4)),
 ]
-EIGHT = pytest.param((8, {"zero": 3, "dp_replicate": 2, "tp": 2}), marks=pytest.mark.slow)
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
+EIGHT = SLOW((8, {"zero": 3, "dp_replicate": 2, "tp": 2}))
 
 
 def named(layout: tuple[int, dict[str, int]]) -> str:
@@ -63,7 +65,7 @@ def gradients_here(recipe: Recipe, parallel: ParallelConfig) -> dict[str, tuple[
         return {name: (found[name].clone(), piece.row, piece.column) for name, piece in pieces.items()}
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, EIGHT], ids=named)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:5], *map(SLOW, LAYOUTS[5:10]), LAYOUTS[10], EIGHT], ids=named)
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_the_parts_of_a_gradient_are_those_of_one_process(
     run_on_ranks: RankPool, layout: tuple[int, dict[str, int]], micro_batch_size: int
@@ -111,7 +113,7 @@ def whole_numbers(parallel: ParallelConfig, directly: bool) -> tuple[list[float]
 
 
 @pytest.mark.parametrize("directly", [True, False], ids=["by sends", "by the backend"])
-@pytest.mark.parametrize("layout", LAYOUTS[:7], ids=named)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:5], *map(SLOW, LAYOUTS[5:7])], ids=named)
 def test_nothing_is_divided(run_on_ranks: RankPool, layout: tuple[int, dict[str, int]], directly: bool):
     ranks, parallel = layout
     expected = 2.0 * sum(range(1, ranks + 1))

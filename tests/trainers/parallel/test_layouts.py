@@ -26,12 +26,19 @@ from trainwright.trainers.data.tokenizer import load_tokenizer
 DOCS = Path(__file__).parents[3] / "docs" / "parallelism.md"
 
 
-# Four ranks take their time on two cores: of these layouts `make test` has one of each kind.
-QUICK = ("HSDP 2 x 2", "FSDP 2 x TP 2", "PP 2 x FSDP 2", "PP 2 x TP 2, interleaved")
+# Ranks take their time on two cores: of these layouts `make test` has one of each kind.
+QUICK = {
+    "fp32": (
+        *("4 micro-batches", "DP 2", "ZeRO-1 on 2", "FSDP 2", "FSDP 2, 4 micro-batches", "HSDP 2 x 2"),
+        *("TP 2", "TP 2 without SP", "FSDP 2 x TP 2", "PP 2", "PP 2, interleaved", "PP 2, zero bubble"),
+    ),
+    "mixed": ("FSDP 2", "TP 2", "PP 2"),
+    "bf16_sr": ("FSDP 2", "TP 2"),
+}
 ROWS = [
     pytest.param(
         row,
-        marks=() if row.ranks <= 2 or (row.name in QUICK and row.precision == "fp32") else pytest.mark.slow,
+        marks=() if row.name in QUICK[row.precision] else pytest.mark.slow,
         id=f"{row.name} {row.precision}",
     )
     for row in LAYOUTS

@@ -54,10 +54,9 @@ QUICK_CHAINS = (
     "DP 2, 1 rank",
     "bf16_sr: FSDP 2, TP 2, 1 rank",
     "PP 2, 1 rank, TP 2, PP 2",
-    "mixed: FSDP 2, TP 2, 1 rank, HSDP 2 x 2",
 )
 SAME = {
-    "FSDP 2 x TP 2": (FSDP_2_TP_2, "fp32"),  # the precision that `make test` has
+    "FSDP 2 x TP 2": (FSDP_2_TP_2, None),  # the precision that `make test` has
     "HSDP 2 x 2": (HSDP, None),
     "PP 2 x FSDP 2": (PP_2_FSDP_2, None),
     "PP 2, zero bubble": (ZERO_BUBBLE, "bf16_sr"),
