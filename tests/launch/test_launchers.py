@@ -48,7 +48,9 @@ def test_a_wrong_recipe_is_one_line_in_all(launcher: list[str], tmp_path: Path):
     assert re.fullmatch(r"trainwright: rank [01]: train.seq_len=4096 is above model.max_position_.*", line)
     # A rank that is still starting when the first has ended gets the launcher's SIGTERM and says nothing:
     # killed by it, or ended with 75 by its own handler, of which torchrun knows no reason.
-    late = {reason for reason in reasons(done.stderr) if reason.startswith(("Signal 15", "To enable traceback"))}
+    late = {
+        reason for reason in reasons(done.stderr) if reason.startswith(("Signal 15", "To enable traceback"))
+    }
     assert reasons(done.stderr) - late == {line.removeprefix("trainwright: ")}
     assert set(exits(done.stderr).values()) - {-15, 75} == {2}
     assert done.returncode == 1
